@@ -1,0 +1,46 @@
+# `make run` and `make test` need Python 3.11+ and make; everything else is installed into .venv, once.
+PYTHON ?= python3
+PROFILE ?= mini
+BIN := .venv/bin
+export PROFILE
+
+.PHONY: run test lint evidence notebook figures report clean
+
+run: .venv/installed  ## execute the notebook from top to bottom; the executed copy goes to checkpoints/runs/
+	mkdir -p checkpoints/runs
+	$(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 \
+	  --ExecutePreprocessor.coalesce_streams=True --ExecutePreprocessor.record_timing=False \
+	  --output-dir checkpoints/runs roberta_lora_agnews.ipynb
+
+test: .venv/installed-dev  ## run the tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: .venv/installed-dev  ## ruff, notebook included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+evidence: .venv/installed  ## rerun the committed runs, controls and baselines (needs AG News; PARTS="mini baselines")
+	$(BIN)/python -m lora_helpers evidence $(PARTS)
+	$(BIN)/python -m lora_helpers report
+
+notebook: .venv/installed  ## execute the committed notebook in place
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 \
+	  --ExecutePreprocessor.coalesce_streams=True --ExecutePreprocessor.record_timing=False roberta_lora_agnews.ipynb
+
+figures: .venv/installed
+	$(BIN)/python -m lora_helpers figures
+
+report: .venv/installed
+	$(BIN)/python -m lora_helpers report
+
+clean:  ## remove the environment and your runs
+	rm -rf .venv checkpoints/runs
+
+.venv/installed: requirements.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,198 @@
+"""AG News from the Hub, from a folder, or the bundled corpus: one split, one fingerprint, one tokenisation.
+
+`load_ag_news` opens training and validation rows for whatever trains or chooses; the test split opens only by
+`load_split(…, "test")`, for reports.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .config import AG_NEWS, BUNDLED, InputError, RunConfig, find_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LABELS = ("World", "Sports", "Business", "Sci/Tech")  # label 0-3; the CSV files say 1-4
+HUB_ROWS = {"train": 120_000, "test": 7_600}  # Zhang, Zhao, LeCun (NeurIPS 2015), table 1
+MINI_NEWS = Path(__file__).parent / "mini_news"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows with the columns `text` (string) and `label` (int64, 0-3)."""
+
+    train: Dataset
+    validation: Dataset
+    source: str  # what a record may say about where the rows came from
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of each split, rows in order."""
+        return {name: fingerprint(getattr(self, name)) for name in ("train", "validation")}
+
+
+def load_ag_news(config: RunConfig) -> Splits:
+    """The training and validation rows of `config`. The test split stays closed; see `load_split`.
+
+    Raises:
+        InputError: no such data, a malformed row (with its number), or too few rows for the validation split.
+    """
+    train = load_split(config.dataset, "train", config.dataset_revision)
+    bundled_validation = _find_split_files(config.dataset, "validation")
+    if bundled_validation:
+        validation = _read_files(bundled_validation)
+    else:
+        train, validation = _carve_validation(train, config)
+    if config.shuffled_labels:
+        labels = np.random.default_rng(config.seed).permutation(train["label"])
+        train = _as_dataset(list(train["text"]), labels.tolist())
+    return Splits(train, validation, describe_source(config.dataset, config.dataset_revision))
+
+
+def load_split(dataset: str, split: str, revision: str | None = None) -> Dataset:
+    """One split ("train" or "test") of a data set: `text` string, `label` int64 (0-3).
+
+    `dataset` is "bundled", a folder, or a Hub name at `revision`; the folder in AG_NEWS_DIR stands in for AG News.
+    """
+    if dataset == BUNDLED or _data_folder(dataset):
+        files = _find_split_files(dataset, split)
+        if not files:
+            folder = MINI_NEWS if dataset == BUNDLED else _data_folder(dataset)
+            raise InputError(f"{folder}: found no {split}.csv and no {split}*.parquet; put the file there")
+        return _read_files(files)
+    return _load_from_hub(dataset, split, revision)
+
+
+def describe_source(dataset: str, revision: str | None) -> str:
+    """The data set's name for a record, without any path of this machine."""
+    if dataset == BUNDLED:
+        return "the bundled corpus"
+    folder = _data_folder(dataset)
+    return f"a folder of {dataset}" if folder and dataset == AG_NEWS else (
+        f"the folder {folder.name}" if folder else f"{dataset} at {revision}"
+    )  # fmt: skip
+
+
+def read_canonical_csv(path: Path) -> Dataset:
+    """AG News as its authors published it: no header, `"class","title","description"`, class 1-4, UTF-8.
+
+    `text = (title + " " + description).strip()`, which is what the Hub's copy holds.
+
+    Raises:
+        InputError: not UTF-8, no rows, or a row with another width or class; the row's number is named.
+    """
+    csv.field_size_limit(sys.maxsize)
+    texts, labels = [], []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            for number, row in enumerate(csv.reader(lines, strict=True), start=1):
+                if len(row) != 3:
+                    raise InputError(f"{path}, row {number}: {len(row)} columns, wanted 3 (class, title, description)")
+                if row[0] not in {"1", "2", "3", "4"}:
+                    raise InputError(f"{path}, row {number}: class {row[0]!r}, wanted 1, 2, 3 or 4")
+                texts.append((row[1] + " " + row[2]).strip())
+                labels.append(int(row[0]) - 1)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8") from error
+    except csv.Error as error:
+        raise InputError(f"{path}, row {len(texts) + 1}: {error}; check the quotation marks") from error
+    if not texts:
+        raise InputError(f"{path}: no rows; wanted rows of class, title, description")
+    return _as_dataset(texts, labels)
+
+
+def fingerprint(rows: Dataset) -> str:
+    """SHA-256 over label and text of every row, in order."""
+    digest = hashlib.sha256()
+    for label, text in zip(rows["label"], rows["text"], strict=True):
+        digest.update(f"{label}\x1f{text}\x1e".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
+    """Rows as `input_ids` (list of int, 2..max_length, not padded), `length` (tokens) and, where known, `labels`."""
+
+    from datasets import Dataset
+
+    ids = tokenizer(list(rows["text"]), truncation=True, max_length=max_length)["input_ids"]
+    columns = {"input_ids": ids, "length": [len(row) for row in ids]}
+    if "label" in rows.column_names:
+        columns["labels"] = list(rows["label"])
+    return Dataset.from_dict(columns)
+
+
+def _as_dataset(texts: list[str], labels: list[int]) -> Dataset:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(LABELS))})
+    return Dataset.from_dict({"text": texts, "label": labels}, features=features)
+
+
+def _data_folder(dataset: str) -> Path | None:
+    if dataset == BUNDLED:
+        return MINI_NEWS
+    if dataset == AG_NEWS and os.environ.get("AG_NEWS_DIR"):
+        folder = Path(os.environ["AG_NEWS_DIR"])
+        if not folder.is_dir():
+            raise InputError(f"AG_NEWS_DIR is {str(folder)!r}, which is no folder; wanted one that holds train.csv")
+        return folder
+    return find_folder(dataset)
+
+
+def _find_split_files(dataset: str, split: str) -> list[Path]:
+    folder = _data_folder(dataset)
+    if folder is None:
+        return []
+    parquet = sorted(folder.glob(f"{split}*.parquet")) or sorted((folder / "data").glob(f"{split}*.parquet"))
+    return [folder / f"{split}.csv"] if (folder / f"{split}.csv").is_file() else parquet
+
+
+def _read_files(files: list[Path]) -> Dataset:
+    if files[0].suffix == ".csv":
+        return read_canonical_csv(files[0])
+    import pandas as pd
+
+    rows = pd.concat([pd.read_parquet(file) for file in files])
+    missing = {"text", "label"} - set(rows.columns)
+    if missing:
+        raise InputError(f"{files[0]}: columns {', '.join(rows.columns)}, wanted text and label")
+    if not rows["label"].isin(range(4)).all():
+        raise InputError(f"{files[0]}: labels {sorted(rows['label'].unique())}, wanted 0, 1, 2, 3")
+    return _as_dataset(rows["text"].tolist(), rows["label"].tolist())
+
+
+def _load_from_hub(dataset: str, split: str, revision: str | None) -> Dataset:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(dataset, split=split, revision=revision)
+    except (OSError, ValueError) as error:  # offline, not found, refused: all end in "no data"
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"data set {dataset} at {revision} could not be loaded ({reason});"
+            " set AG_NEWS_DIR to a folder with train.csv and test.csv, or use PROFILE=mini"
+        ) from error
+    if dataset == AG_NEWS:
+        names, count = tuple(rows.features["label"].names), HUB_ROWS[split]
+        if names != LABELS or len(rows) != count:
+            raise InputError(f"{dataset} {split}: {len(rows)} rows with labels {names}, wanted {count} with {LABELS}")
+    return _as_dataset(list(rows["text"]), list(rows["label"]))
+
+
+def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Dataset]:
+    if config.validation_size >= len(train) - config.batch_size:
+        raise InputError(f"validation_size is {config.validation_size}, but train has only {len(train)} rows")
+    parts = train.train_test_split(
+        test_size=config.validation_size,
+        seed=config.split_seed,
+        stratify_by_column="label" if config.stratified else None,
+    )
+    return parts["train"], parts["test"]

@@ -1,0 +1,115 @@
+"""How good predictions are: accuracy with its interval, macro F1, per-class scores, confusion, calibration.
+
+`ClassificationMetric` serves the Trainer and `evaluate_classifier` alike, so that every accuracy in the project is
+computed by the same lines.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .data import LABELS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .inference import Classifier
+
+BINS = 15  # of the reliability diagram; Guo et al. (ICML 2017), section 2
+
+
+@cache
+def metric():
+    """An `evaluate.Metric` of our own: `evaluate.load("accuracy")` would fetch a script from the Hub.
+
+    `compute(predictions=…, references=…)`, both <int64>[n], returns what `scores` returns.
+    """
+    import datasets
+    import evaluate
+
+    class ClassificationMetric(evaluate.Metric):
+        def _info(self):
+            columns = datasets.Features({name: datasets.Value("int64") for name in ("predictions", "references")})
+            return evaluate.MetricInfo(
+                description="Accuracy, macro F1, per-class scores and confusion matrix of a 4-class classifier.",
+                citation="",
+                inputs_description="predictions, references: lists of int, 0-3.",
+                features=columns,
+            )
+
+        def _compute(self, predictions, references):
+            return scores(np.asarray(predictions), np.asarray(references))
+
+    return ClassificationMetric(keep_in_memory=True)
+
+
+def scores(predictions: np.ndarray, references: np.ndarray) -> dict:
+    """Accuracy, its 95 % interval, macro F1, per-class scores and the confusion matrix (rows: true class).
+
+    The interval is Wilson's (JASA 1927), which holds for proportions near 1 and for few rows.
+    """
+    from scipy.stats import binomtest
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    classes = range(len(LABELS))
+    hits = int((predictions == references).sum())
+    interval = binomtest(hits, len(references)).proportion_ci(method="wilson")
+    each = precision_recall_fscore_support(references, predictions, labels=classes, zero_division=0.0)
+    names = ("precision", "recall", "f1", "support")
+    return {
+        "accuracy": hits / len(references),
+        "interval": [float(interval.low), float(interval.high)],
+        "macro_f1": float(each[2].mean()),
+        "per_class": {
+            label: {name: _plain(column[i]) for name, column in zip(names, each, strict=True)}
+            for i, label in enumerate(LABELS)
+        },
+        "confusion": confusion_matrix(references, predictions, labels=classes).tolist(),
+        "examples": len(references),
+    }
+
+
+def calibration(probabilities: np.ndarray, references: np.ndarray) -> dict:
+    """Expected calibration error (Guo et al. 2017, eq. 3) and the bins behind it.
+
+    Args:
+        probabilities: <float32>[n, 4], rows sum to 1.
+        references: <int64>[n].
+
+    Returns:
+        `ece`, and `bins`: for each bin that holds rows, mean confidence, accuracy and count.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == references
+    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins = [
+        {
+            "confidence": float(confidence[index == b].mean()),
+            "accuracy": float(correct[index == b].mean()),
+            "count": int((index == b).sum()),
+        }
+        for b in np.unique(index)
+    ]
+    error = sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(references)
+    return {"ece": float(error), "bins": bins}
+
+
+def evaluate_classifier(classifier: Classifier, rows: Dataset) -> dict:
+    """Every score of `scores`, and `calibration`, of a classifier on labelled rows (`text`, `label`)."""
+    probabilities = classifier.predict_probabilities(rows["text"])
+    references = np.asarray(rows["label"])
+    result = metric().compute(predictions=probabilities.argmax(axis=1), references=references)
+    return result | {"calibration": calibration(probabilities, references)}
+
+
+def trainer_metrics(prediction) -> dict[str, float]:
+    """What the Trainer logs at every evaluation; `prediction.predictions` are logits <float32>[n, 4]."""
+    result = metric().compute(predictions=prediction.predictions.argmax(axis=-1), references=prediction.label_ids)
+    return {name: result[name] for name in ("accuracy", "macro_f1")}
+
+
+def _plain(value) -> float | int:
+    return int(value) if isinstance(value, np.integer) else float(value)

@@ -1,0 +1,196 @@
+"""`make evidence`: reruns everything that the repository claims, and is the only code that rewrites committed runs.
+
+Each part writes a run folder under checkpoints/ or its own key of checkpoints/evidence.json. Needs AG News (the Hub,
+or AG_NEWS_DIR). Choices are made on validation rows elsewhere; here the test splits are only reported.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+
+from .checkpoints import list_checkpoints, write_atomically
+from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, REPOSITORY, InputError, RunConfig, get_profile
+from .data import load_ag_news, load_split
+from .evaluation import evaluate_classifier, scores
+from .inference import Classifier
+from .records import environment, read_record, validation_rows, write_record
+from .training import next_run_dir, train
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = REPOSITORY / "checkpoints"
+RUNS = CHECKPOINTS / "runs"
+EVIDENCE = CHECKPOINTS / "evidence.json"
+SEEDS = (42, 43, 44)
+
+
+def rebuild(parts: list[str]) -> None:
+    """Run the named parts, all of them if none is named."""
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise InputError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    for part in parts or PARTS:
+        logger.info("evidence: %s", part)
+        result = PARTS[part]()
+        if result is not None:
+            evidence = read_evidence() | {part: result | {"environment": environment()}}
+            write_atomically(EVIDENCE, json.dumps(evidence, indent=1) + "\n")
+
+
+def read_evidence() -> dict:
+    """What the parts have recorded so far, by part."""
+    return json.loads(EVIDENCE.read_text()) if EVIDENCE.is_file() else {}
+
+
+def rerun(profile: str) -> None:
+    """The committed run of a profile, evaluated on its test split; the old folder is replaced when all is done."""
+    config = get_profile(profile)
+    target, fresh = CHECKPOINTS / profile, next_run_dir(profile, RUNS)
+    record = train(config, fresh)
+    record["test"] = test_scores(config, fresh)
+    write_record(fresh, record)
+    card = target / "README.md"
+    if card.is_file():
+        shutil.copy(card, fresh)
+    (fresh / ".lock").unlink(missing_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+
+
+def test_scores(config: RunConfig, run_dir: Path) -> dict:
+    """Scores of a run's last checkpoint on the test split of its data."""
+    classifier = Classifier.from_checkpoint(list_checkpoints(run_dir)[-1], max_length=config.max_length)
+    return evaluate_classifier(classifier, load_split(config.dataset, "test", config.dataset_revision))
+
+
+def repeat_seeds(profile: str) -> dict:
+    """The profile with each of `SEEDS`: test and validation accuracy, mean and standard deviation (n - 1)."""
+    rows = []
+    for seed in SEEDS:
+        if seed == get_profile(profile).seed and (CHECKPOINTS / profile).is_dir():  # the committed run is this one
+            record = read_record(CHECKPOINTS / profile)
+            rows.append(_seed_row(seed, record, record["test"]))
+        else:
+            rows.append(_throw_away(get_profile(profile, seed=seed)))
+    return {"runs": rows} | {
+        f"{split}_{name}": float(function([row[f"{split}_accuracy"] for row in rows]))
+        for split in ("test", "validation")
+        for name, function in (("mean", np.mean), ("std", lambda values: np.std(values, ddof=1)))
+    }
+
+
+def shuffled_labels() -> dict:
+    """Negative control: the mini profile with its training labels permuted."""
+    return _throw_away(get_profile("mini", shuffled_labels=True))
+
+
+def random_base() -> dict:
+    """Negative control: mini-agnews on a base of the same shape with random weights; validation rows alone."""
+    return _throw_away(get_profile("mini-agnews", random_base=True), test=False)
+
+
+def baselines() -> dict:
+    """TF-IDF with a linear model, the bar that any transformer has to clear; scikit-learn's defaults."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.svm import LinearSVC
+
+    found = {}
+    for profile, name, linear in (
+        ("mini", "logistic regression", LogisticRegression(max_iter=1000)),
+        ("mini-agnews", "linear SVM", LinearSVC()),
+    ):
+        config = get_profile(profile)
+        train_rows = load_ag_news(config).train
+        test_rows = load_split(config.dataset, "test", config.dataset_revision)
+        model = make_pipeline(TfidfVectorizer(), linear).fit(train_rows["text"], train_rows["label"])
+        result = scores(model.predict(list(test_rows["text"])), np.asarray(test_rows["label"]))
+        found[profile] = {
+            "model": f"TF-IDF, {name}",
+            "train_rows": len(train_rows),
+            **{key: result[key] for key in ("accuracy", "interval", "macro_f1")},
+        }
+    return found
+
+
+def transfer() -> dict:
+    """The AG News checkpoint on the bundled test split, which it never saw."""
+    classifier = Classifier.from_checkpoint(CHECKPOINTS / "mini-agnews" / "checkpoint-2400")
+    result = evaluate_classifier(classifier, load_split(BUNDLED, "test"))
+    return {key: result[key] for key in ("accuracy", "interval", "macro_f1", "examples")}
+
+
+def prediction_speed() -> dict:
+    """Seconds to label a file: the unlabelled rows beside AG_NEWS_DIR if they are there, else the test split."""
+    unlabelled = Path(os.environ.get("AG_NEWS_DIR", "")) / "unlabelled.csv"
+    source, target = unlabelled, RUNS / "predictions.csv"
+    RUNS.mkdir(parents=True, exist_ok=True)
+    if not unlabelled.is_file():
+        source = RUNS / "test.jsonl"
+        load_split(AG_NEWS, "test", AG_NEWS_REVISION).select_columns("text").to_json(source)
+    target.unlink(missing_ok=True)
+    began = time.monotonic()
+    classifier = Classifier.from_checkpoint(CHECKPOINTS / "mini-agnews" / "checkpoint-2400")
+    rows = classifier.predict_file(source, target, progress=False)
+    seconds = time.monotonic() - began
+    return {"rows": rows, "seconds": seconds, "rows_per_second": rows / seconds}
+
+
+def time_notebook() -> dict:
+    """Wall time and peak memory of the notebook on its default profile, offline, as `make run` executes it."""
+    import resource
+    import subprocess
+
+    began = time.monotonic()
+    subprocess.run(["make", "run"], check=True, cwd=REPOSITORY, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    seconds = time.monotonic() - began
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # the largest of the child processes
+    return {"seconds": seconds, "peak_memory_mib": peak}
+
+
+def draw() -> None:
+    """figures/ from the committed records."""
+    from .figures import draw_figures
+
+    draw_figures([CHECKPOINTS / "mini-agnews", CHECKPOINTS / "mini"], REPOSITORY / "figures")
+
+
+PARTS = {
+    "mini": lambda: rerun("mini"),
+    "mini-agnews": lambda: rerun("mini-agnews"),
+    "mini-seeds": lambda: repeat_seeds("mini"),
+    "mini-agnews-seeds": lambda: repeat_seeds("mini-agnews"),
+    "shuffled-labels": shuffled_labels,
+    "random-base": random_base,
+    "baselines": baselines,
+    "transfer": transfer,
+    "prediction-speed": prediction_speed,
+    "notebook": time_notebook,
+    "figures": draw,
+}
+
+
+def _throw_away(config: RunConfig, *, test: bool = True) -> dict:
+    """Train into a run folder, keep the accuracies, remove the folder."""
+    run_dir = next_run_dir(config.profile, RUNS)
+    record = train(config, run_dir)
+    row = _seed_row(config.seed, record, test_scores(config, run_dir) if test else None)
+    shutil.rmtree(run_dir)
+    return row
+
+
+def _seed_row(seed: int, record: dict, test: dict | None) -> dict:
+    row = {
+        "seed": seed,
+        "validation_accuracy": validation_rows(record)[-1]["eval_accuracy"],
+        "seconds": record["timing"]["seconds"],
+    }
+    return row | ({"test_accuracy": test["accuracy"], "test_interval": test["interval"]} if test else {})

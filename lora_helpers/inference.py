@@ -1,0 +1,157 @@
+"""`Classifier`: a checkpoint that predicts, on a list of texts, on a file, in a stream.
+
+The adapter is merged into the base, rows are sorted by length inside a window and batched by tokens; results come
+back in the order of the input.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .batching import batches_by_tokens, pad
+from .checkpoints import Verification, load_checkpoint
+from .config import InputError
+from .data import LABELS
+from .documents import read_texts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WINDOW = 4096  # documents sorted together; more would cost memory and save no padding
+BATCH_TOKENS = 4096  # tokens a batch on a CPU, padding included
+GPU_BATCH_TOKENS = 65536
+
+
+class Classifier:
+    """A sequence classifier with merged adapter, in evaluation mode, float32.
+
+    Make one with `Classifier.from_checkpoint`.
+    """
+
+    def __init__(self, model, tokenizer, *, max_length: int, verification: Verification | None = None):
+        import torch
+
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.eval().to(self.device)
+        self.tokenizer, self.max_length, self.verification = tokenizer, max_length, verification
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Path | str, *, max_length: int | None = None) -> Classifier:
+        """Load a checkpoint folder, whole or foreign, after verifying it.
+
+        `max_length` (tokens) defaults to the longest input that the base model has positions for, at most 512.
+
+        Raises: as `checkpoints.verify_checkpoint`.
+        """
+        model, tokenizer, verification = load_checkpoint(checkpoint)
+        positions = model.config.max_position_embeddings - 2  # RoBERTa's positions begin after the padding index
+        return cls(
+            model.merge_and_unload(),
+            tokenizer,
+            max_length=min(max_length or 512, positions),
+            verification=verification,
+        )
+
+    def predict(self, texts: Sequence[str]) -> pd.DataFrame:
+        """One row a text, in order: text, label (int, 0-3), name, confidence (probability of the label)."""
+        import pandas as pd
+
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        probabilities = self.predict_probabilities(texts)
+        label = probabilities.argmax(axis=1)
+        return pd.DataFrame({
+            "text": texts,
+            "label": label,
+            "name": [LABELS[i] for i in label],
+            "confidence": probabilities.max(axis=1),
+        })  # fmt: skip
+
+    def predict_probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Class probabilities <float32>[len(texts), 4], rows in the order of `texts`."""
+        windows = [self._classify(window) for window in _windows(texts)]
+        return np.concatenate(windows) if windows else np.empty((0, len(LABELS)), dtype=np.float32)
+
+    def predict_file(
+        self, source: Path | str, target: Path | str, *, probabilities: bool = False, progress: bool = True
+    ) -> int:
+        """Label every document of `source` and write `target`, a CSV file `ID,Label` (ID from 0, label 0-3, file order).
+
+        Args:
+            probabilities: add LabelName and one column a class.
+            progress: show a bar on stderr.
+
+        Returns:
+            The number of documents.
+
+        Raises:
+            InputError: `target` exists, is no CSV name or cannot be written, or a row of `source` cannot be read;
+                then nothing stands under the name of `target`.
+        """
+        from tqdm import tqdm
+
+        target = Path(target)
+        _require_new_csv(target)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        header = ["ID", "Label"] + (["LabelName", *LABELS] if probabilities else [])
+        count = 0
+        try:
+            with partial.open("w", newline="", encoding="utf-8") as stream:
+                writer = csv.writer(stream, lineterminator="\n")
+                writer.writerow(header)
+                for window in tqdm(_windows(read_texts(source)), desc="predict", unit="window", disable=not progress):
+                    for row in self._classify(window):
+                        label = int(row.argmax())
+                        extra = [LABELS[label], *(f"{p:.6f}" for p in row)] if probabilities else []
+                        writer.writerow([count, label, *extra])
+                        count += 1
+            os.replace(partial, target)
+        except OSError as error:
+            raise InputError(f"{target}: cannot be written ({error.strerror}); nothing was kept") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return count
+
+    def _classify(self, texts: list[str]) -> np.ndarray:
+        """Probabilities <float32>[len(texts), 4] of one window."""
+        import torch
+
+        rows = self.tokenizer(
+            [_checked(text, i) for i, text in enumerate(texts)], truncation=True, max_length=self.max_length
+        )["input_ids"]
+        budget = BATCH_TOKENS if self.device.type == "cpu" else GPU_BATCH_TOKENS
+        results = np.empty((len(rows), len(LABELS)), dtype=np.float32)
+        with torch.inference_mode():
+            for batch in batches_by_tokens([len(row) for row in rows], budget):
+                inputs = pad([rows[i] for i in batch], self.tokenizer.pad_token_id)
+                logits = self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}).logits
+                results[batch] = logits.float().softmax(dim=-1).cpu().numpy()
+        return results
+
+
+def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
+    stream = iter(texts)
+    while window := list(islice(stream, WINDOW)):
+        yield window
+
+
+def _checked(text, index: int) -> str:
+    """The text as something that UTF-8 can hold; what is not a string is an error, a lone surrogate becomes `?`."""
+    if not isinstance(text, str):
+        raise InputError(f"text {index} is {text!r:.40} ({type(text).__name__}), wanted a string; drop or convert it")
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _require_new_csv(target: Path) -> None:
+    if target.suffix.lower() != ".csv":
+        raise InputError(f"{target}: wanted a name that ends in .csv")
+    if target.exists():
+        raise InputError(f"{target}: exists already; name another file, or remove it first")
+    if not target.parent.is_dir():
+        raise InputError(f"{target.parent}: no such folder; make it first")
