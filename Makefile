@@ -9,7 +9,7 @@ export PROFILE
 run: .venv/installed  ## execute the notebook from top to bottom; the executed copy goes to checkpoints/runs/
 	mkdir -p checkpoints/runs
 	$(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 \
-	  --ExecutePreprocessor.coalesce_streams=True --ExecutePreprocessor.record_timing=False \
+	  --CoalesceStreamsPreprocessor.enabled=True --ExecutePreprocessor.record_timing=False \
 	  --output-dir checkpoints/runs roberta_lora_agnews.ipynb
 
 test: .venv/installed-dev  ## run the tests
@@ -25,7 +25,7 @@ evidence: .venv/installed  ## rerun the committed runs, controls and baselines (
 
 notebook: .venv/installed  ## execute the committed notebook in place
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 \
-	  --ExecutePreprocessor.coalesce_streams=True --ExecutePreprocessor.record_timing=False roberta_lora_agnews.ipynb
+	  --CoalesceStreamsPreprocessor.enabled=True --ExecutePreprocessor.record_timing=False roberta_lora_agnews.ipynb
 
 figures: .venv/installed
 	$(BIN)/python -m lora_helpers figures

@@ -64,7 +64,8 @@ def train(
 
 def next_run_dir(profile: str, runs: Path) -> Path:
     """The next free `runs/PROFILE-N`."""
-    taken = [int(p.name.rpartition("-")[2]) for p in runs.glob(f"{profile}-*") if p.name.rpartition("-")[2].isdigit()]
+    numbers = [path.name.removeprefix(f"{profile}-") for path in runs.glob(f"{profile}-*")]
+    taken = [int(number) for number in numbers if number.isdigit()]  # mini-agnews-3 is no run of mini
     return runs / f"{profile}-{max(taken, default=0) + 1}"
 
 

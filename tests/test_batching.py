@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from lora_helpers.batching import LengthGroupedSampler, batches_by_tokens, pad, padding_costs
+
+LENGTHS = np.random.default_rng(0).integers(10, 120, size=1003)
+
+
+@pytest.mark.parametrize("order", ["random", "length-grouped"])
+def test_an_epoch_is_a_permutation_decided_by_seed_and_epoch_alone(order):
+    def epoch(seed, number):
+        sampler = LengthGroupedSampler(LENGTHS, 16, order=order, seed=seed)
+        sampler.set_epoch(number)
+        return list(sampler)
+
+    assert sorted(epoch(0, 0)) == list(range(len(LENGTHS)))
+    np.random.random(3)  # the global generator has no say
+    assert epoch(0, 1) == epoch(0, 1)
+    assert epoch(0, 0) != epoch(0, 1)
+    assert epoch(0, 0) != epoch(1, 0)
+
+
+def test_length_grouping_saves_what_it_claims():
+    costs = padding_costs(LENGTHS, 16)
+    assert costs["length-grouped"] < 1.1 < 1.4 < costs["random"] < costs["block"]
+
+
+def test_batches_differ_from_epoch_to_epoch():
+    sampler = LengthGroupedSampler(LENGTHS, 16)
+    epochs = []
+    for number in (0, 1):
+        sampler.set_epoch(number)
+        order = list(sampler)
+        epochs.append({frozenset(order[i : i + 16]) for i in range(0, 992, 16)})
+    assert len(epochs[0] & epochs[1]) < 5
+
+
+def test_two_processes_see_the_global_batches_of_one():
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    def batches(size, process=None):
+        stock = BatchSampler(LengthGroupedSampler(LENGTHS, 16), size, drop_last=False)
+        return list(stock if process is None else BatchSamplerShard(stock, num_processes=2, process_index=process))
+
+    one, two = batches(16), zip(batches(8, 0), batches(8, 1), strict=True)
+    for whole, (first, second) in zip(one[:-1], list(two)[: len(one) - 1], strict=True):
+        assert set(whole) == set(first) | set(second)
+
+
+@pytest.mark.parametrize("budget", [1, 200, 4096])
+def test_token_batches_hold_every_row_once_within_the_budget(budget):
+    batches = batches_by_tokens(LENGTHS, budget)
+    assert sorted(np.concatenate(batches)) == list(range(len(LENGTHS)))
+    assert all(len(b) == 1 or len(b) * LENGTHS[b].max() <= budget for b in batches)
+    assert batches_by_tokens([], budget) == []
+
+
+def test_padding_adds_a_mask_only_where_there_is_padding():
+    assert "attention_mask" not in pad([[1, 2], [3, 4]], 0)
+    padded = pad([[1, 2, 3], [4]], 9)
+    assert padded["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]

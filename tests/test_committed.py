@@ -1,0 +1,136 @@
+"""The committed base, runs and records are real, whole and reproducible from here on."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from lora_helpers import training
+from lora_helpers.checkpoints import list_checkpoints
+from lora_helpers.config import REPOSITORY, get_profile
+from lora_helpers.evidence import read_evidence
+from lora_helpers.inference import Classifier
+from lora_helpers.pretraining import RECORD, PretrainingConfig
+from lora_helpers.records import read_record
+
+CHECKPOINTS = REPOSITORY / "checkpoints"
+HEADLINES = {
+    "Central bank raises interest rates as inflation climbs": 2,
+    "Striker scores twice to send the hosts into the cup final": 1,
+    "Scientists launch telescope to search for distant planets": 3,
+    "Rebels and government sign ceasefire after talks in the capital": 0,
+}
+
+
+def test_the_base_is_small_fp16_on_disk_and_float32_in_memory():
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForMaskedLM
+
+    folder = CHECKPOINTS / "roberta-mini"
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 20_000_000
+    assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.float16}
+    model = AutoModelForMaskedLM.from_pretrained(folder)  # no dtype given: the configuration decides
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_the_base_knows_its_language():
+    """It fills a blank with a word that fits, which random weights do not."""
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    folder = CHECKPOINTS / "roberta-mini"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder)
+    text = f"The president of the United{tokenizer.mask_token} met the prime minister of Iraq."
+    ids = tokenizer(text, return_tensors="pt")
+    place = (ids["input_ids"] == tokenizer.mask_token_id).nonzero()[0, 1]
+    with torch.no_grad():
+        logits = model(**ids).logits[0, place]
+    assert tokenizer.convert_ids_to_tokens(int(logits.argmax())) in {"ĠStates", "ĠNations"}
+
+
+def test_the_base_was_pretrained_on_the_training_rows_of_mini_agnews_alone():
+    record = json.loads((CHECKPOINTS / "roberta-mini" / RECORD).read_text())
+    assert record["data"]["sha256"] == read_record(CHECKPOINTS / "mini-agnews")["data"]["sha256"]["train"]
+    assert record["config"] == vars(PretrainingConfig())
+    losses = [row["eval_masked_loss"] for row in record["log"] if "eval_masked_loss" in row]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("profile", ["mini", "mini-agnews"])
+def test_the_committed_run_is_the_profile(profile):
+    record = read_record(CHECKPOINTS / profile)
+    assert record["config"] == get_profile(profile).to_dict()
+    steps = [int(c.name.rpartition("-")[2]) for c in list_checkpoints(CHECKPOINTS / profile)]
+    assert steps == sorted(map(int, record["checkpoints"]))
+    if profile == "mini-agnews":
+        assert steps == [500, 1000, 1500, 2000, 2400]
+
+
+@pytest.mark.parametrize("step", [500, 1000, 1500, 2000, 2400])
+def test_every_committed_checkpoint_predicts(step):
+    classifier = Classifier.from_checkpoint(CHECKPOINTS / "mini-agnews" / f"checkpoint-{step}")
+    assert list(classifier.predict(list(HEADLINES))["label"]) == list(HEADLINES.values())
+
+
+@pytest.fixture
+def cached_data(monkeypatch, ag_news_dir):
+    monkeypatch.setattr(training, "load_ag_news", load_once)
+
+
+load_once = functools.cache(training.load_ag_news)
+
+
+@pytest.mark.parametrize("step", [500, 1000, 1500])
+def test_a_committed_checkpoint_resumes_on_the_committed_curve(step, cached_data, monkeypatch, tmp_path):
+    """A hundred steps on: the validation loss is the one in the record, to what another processor may change."""
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    stock = training._make_trainer
+
+    def short(*arguments):
+        trainer = stock(*arguments)
+        trainer.add_callback(Stop())
+        return trainer
+
+    monkeypatch.setattr(training, "_make_trainer", short)
+    seen = {}
+    monkeypatch.setattr(training, "_make_record", lambda c, o, trainer, *rest: seen.update(log=trainer.state.log_history))
+    monkeypatch.setattr(training.records, "write_record", lambda *arguments: None)
+    config = get_profile("mini-agnews")
+    with pytest.raises(TypeError):  # no record is made of a run that was cut short
+        training.train(config, tmp_path / "run", resume_from=CHECKPOINTS / "mini-agnews" / f"checkpoint-{step}")
+    wanted = {row["step"]: row for row in read_record(CHECKPOINTS / "mini-agnews")["log"] if "eval_loss" in row}
+    found = {row["step"]: row for row in seen["log"] if "eval_loss" in row}
+    assert max(found) == step + 100
+    assert found[step + 100]["eval_loss"] == pytest.approx(wanted[step + 100]["eval_loss"], abs=2e-3)
+
+
+def test_resuming_at_2000_ends_where_the_committed_run_ends(cached_data, tmp_path):
+    from safetensors.torch import load_file
+
+    start = CHECKPOINTS / "mini-agnews" / "checkpoint-2000"
+    training.train(get_profile("mini-agnews"), tmp_path / "run", resume_from=start)
+    wanted, found, began = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (CHECKPOINTS / "mini-agnews" / "checkpoint-2400", tmp_path / "run" / "checkpoint-2400", start)
+    )
+    for name in wanted:  # bit-equal on the same processor; another one may round otherwise
+        np.testing.assert_allclose(found[name], wanted[name], atol=1e-3)
+    assert max(np.abs(wanted[name] - began[name]).max() for name in wanted) > 1e-2  # the steps did move something
+
+
+def test_the_evidence_supports_the_claims():
+    evidence = read_evidence()
+    agnews = read_record(CHECKPOINTS / "mini-agnews")
+    assert agnews["test"]["accuracy"] >= 0.90 and agnews["test"]["examples"] == 7600
+    assert evidence["mini-seeds"]["test_mean"] >= 0.85
+    assert evidence["shuffled-labels"]["test_accuracy"] < 0.40
+    last = agnews["checkpoints"]["2400"]["validation_accuracy"]
+    assert last - evidence["random-base"]["validation_accuracy"] >= 0.10
+    assert evidence["transfer"]["accuracy"] >= 0.75

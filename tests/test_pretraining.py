@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+
+from lora_helpers.pretraining import (
+    MASK, PretrainingConfig, TokenBudgetBatches, _build_model, _count_words, _initialise_embeddings, losses, mask_tokens,
+)  # fmt: skip
+
+SMALL = PretrainingConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_length=64)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    topics = [rng.integers(5 + 70 * t, 75 + 70 * t, size=(100, 40)) for t in range(4)]
+    return [row[: rng.integers(10, 40)].tolist() for row in np.concatenate(topics)]
+
+
+def test_a_fifth_of_the_tokens_is_masked_and_special_ones_never():
+    torch.manual_seed(0)
+    ids = torch.randint(5, 300, (200, 50))
+    ids[:, 0], ids[:, -1] = 0, 2
+    noisy, masked = mask_tokens(ids, 0.2)
+    assert not masked[:, [0, -1]].any() and torch.equal(noisy[~masked], ids[~masked])
+    assert masked[:, 1:-1].float().mean() == pytest.approx(0.2, abs=0.02)
+    assert (noisy[masked] == MASK).float().mean() == pytest.approx(0.8, abs=0.03)
+    assert (noisy[masked] == ids[masked]).float().mean() == pytest.approx(0.1, abs=0.03)
+
+
+def test_batches_are_a_function_of_seed_and_epoch_with_a_constant_count():
+    lengths = np.random.default_rng(0).integers(10, 100, size=500)
+    sampler = TokenBudgetBatches(lengths, 512, seed=0)
+    first = [batch.tolist() for batch in sampler]
+    assert [batch.tolist() for batch in sampler] == first
+    sampler.set_epoch(1)
+    second = [batch.tolist() for batch in sampler]
+    assert first != second and len(first) == len(second) == len(sampler)
+    assert sorted(i for batch in second for i in batch) == list(range(500))
+
+
+def test_embeddings_begin_with_words_of_a_topic_side_by_side(rows):
+    torch.manual_seed(0)
+    model = _build_model(SMALL)
+    _initialise_embeddings(model, _count_words(rows, SMALL.vocab_size), SMALL)
+    vectors = torch.nn.functional.normalize(model.get_input_embeddings().weight[5:285].detach(), dim=1)
+    similarity = (vectors @ vectors.T).view(4, 70, 4, 70).mean(dim=(1, 3))
+    same = similarity.diagonal().mean()
+    assert same > similarity[~torch.eye(4, dtype=bool)].mean() + 0.1
+
+
+def test_the_losses_fall_when_trained(rows):
+    torch.manual_seed(0)
+    model = _build_model(SMALL)
+    words = _count_words(rows, SMALL.vocab_size)
+    idf = torch.from_numpy(words.idf)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    history = []
+    for _ in range(60):
+        found = losses(model, rows[::7], idf, SMALL, halves=True)
+        assert set(found) == {"masked", "words", "contrast"}
+        sum(found.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append({name: loss.item() for name, loss in found.items()})
+    assert all(history[-1][name] < history[0][name] - 0.3 for name in history[0])
