@@ -12,7 +12,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import quiet
-from .config import AG_NEWS, AG_NEWS_REVISION, PROFILES, REPOSITORY, CheckFailed, InputError, RunConfig, get_profile, nearest, parse_field
+from .config import AG_NEWS, AG_NEWS_REVISION, PROFILES, REPOSITORY, RunConfig, get_profile, parse_field
+from .errors import CheckFailed, InputError, nearest
 
 RUNS = REPOSITORY / "checkpoints" / "runs"
 
@@ -76,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--output-dir", type=Path, default=REPOSITORY / "checkpoints" / "roberta-mini")
     pretrain.add_argument("--work-dir", type=Path, default=RUNS / "pretraining", help="checkpoints while it runs")
     pretrain.add_argument("--resume", action="store_true", help="continue the newest checkpoint of --work-dir")
-    pretrain.add_argument("fields", nargs=argparse.REMAINDER, metavar="--FIELD VALUE", help="any PretrainingConfig field")
+    pretrain.add_argument(
+        "fields", nargs=argparse.REMAINDER, metavar="--FIELD VALUE", help="any PretrainingConfig field"
+    )
 
     report = _add(commands, "report", _report, "write the records' numbers into README and model cards")
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 if a number differs")
@@ -177,7 +180,7 @@ def _pretrain(options) -> None:
 
     known = {field.name: type(field.default) for field in fields(PretrainingConfig)}
     changes = {}
-    for flag, value in zip(options.fields[::2], options.fields[1::2] + [None], strict=False):
+    for flag, value in zip(options.fields[::2], [*options.fields[1::2], None], strict=False):
         name = flag.removeprefix("--").replace("-", "_")
         if name not in known or value is None:
             raise InputError(f"pretrain: {flag!r} is no field with a value; fields are {', '.join(known)}")

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import REPOSITORY, CheckFailed, InputError
+from .config import REPOSITORY
+from .errors import CheckFailed, InputError
 from .model import base_identity, load_base
 
 if TYPE_CHECKING:

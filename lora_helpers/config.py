@@ -5,11 +5,12 @@ Everything else takes a `RunConfig`; nothing here loads torch, so errors in a co
 
 from __future__ import annotations
 
-import difflib
-import types
 import typing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+
+from .errors import InputError, nearest
+from .field_checks import out_of_range, wrong_types
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -20,43 +21,8 @@ AG_NEWS_REVISION = "eb185aade064a813bc0b7f42de02595523103ca4"
 ROBERTA_MINI = "checkpoints/roberta-mini"  # relative to the repository
 BUNDLED = "bundled"  # the corpus in lora_helpers/mini_news/
 
-BATCH_ORDERS = ("random", "length-grouped")
-SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 # Fields that change how a run is watched, not what it computes: a resumed run may differ in them.
 WATCHING_FIELDS = frozenset({"report_to", "eval_batch_size"})
-
-
-# Which fields, what is wanted in words, and the same as a test. NaN fails every comparison, so it fails here too.
-_RANGES = (
-    (
-        ("validation_size", "lora_rank", "batch_size", "eval_batch_size", "max_steps", "eval_steps", "save_steps"),
-        "at least 1",
-        lambda value: value >= 1,
-    ),
-    (("warmup_steps", "weight_decay"), "a finite number, 0 or more", lambda value: 0 <= value < float("inf")),
-    (("seed", "split_seed"), "0 or more, below 2**32", lambda value: 0 <= value < 2**32),
-    (
-        ("base_dropout", "lora_dropout", "adam_beta1", "adam_beta2", "label_smoothing_factor"),
-        "0 or more, below 1",
-        lambda value: 0 <= value < 1,
-    ),
-    (
-        ("lora_alpha", "learning_rate", "adam_epsilon", "max_grad_norm"),
-        "a finite number above 0",
-        lambda value: 0 < value < float("inf"),
-    ),
-    (("max_length",), "at least 3 (two special tokens and one of text)", lambda value: value >= 3),
-    (("batch_order",), f"one of {', '.join(BATCH_ORDERS)}", lambda value: value in BATCH_ORDERS),
-    (("lr_scheduler_type",), f"one of {', '.join(SCHEDULERS)}", lambda value: value in SCHEDULERS),
-)
-
-
-class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one line, the command line exits with 2."""
-
-
-class CheckFailed(Exception):
-    """A check that was asked for did not hold; the message is one line, the command line exits with 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +68,7 @@ class RunConfig:
     adam_beta2: float = 0.999  # decay of the second moment
     adam_epsilon: float = 1e-8  # added to the root of the second moment
     max_grad_norm: float = 1.0  # L2 norm to which gradients are clipped
+    mixed_precision: bool = False  # True: bf16 autocast and TF32 on a GPU that has them; weights stay float32
     label_smoothing_factor: float = 0.0  # probability mass spread over all classes
     seed: int = 42  # of weights, batch order and dropout
     report_to: str = "none"  # a tracker that transformers knows, e.g. "tensorboard"
@@ -109,8 +76,8 @@ class RunConfig:
     def __post_init__(self):
         if isinstance(self.lora_targets, list):  # as JSON gives it back
             object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
-        wrong = _wrong_types(self)
-        problems = list(wrong.values()) + _out_of_range(self, skip=set(wrong))
+        wrong = wrong_types(self)
+        problems = list(wrong.values()) + out_of_range(self, skip=set(wrong))
         problems = problems or _at_odds(self)
         if problems:
             raise InputError("configuration: " + "; ".join(problems))
@@ -163,41 +130,6 @@ def parse_field(name: str, text: str):
         return text
 
 
-def nearest(name: str, known) -> str:
-    """A hint at the known name that is most like `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _wrong_types(config: RunConfig) -> dict[str, str]:
-    """Violations of the annotated types, by field."""
-    problems = {}
-    for name, wanted in typing.get_type_hints(RunConfig).items():
-        value = getattr(config, name)
-        if wanted == tuple[str, ...]:
-            fits = isinstance(value, tuple) and value and all(isinstance(v, str) and v for v in value)
-            wanted_name = "one or more names"
-        else:
-            options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-            numbers = (int, float) if float in options else ()
-            fits = isinstance(value, (*options, *numbers)) and (bool in options or not isinstance(value, bool))
-            wanted_name = " or ".join("nothing" if o is type(None) else o.__name__ for o in options)
-        if not fits:
-            problems[name] = f"{name} is {value!r}, wanted {wanted_name}"
-    return problems
-
-
-def _out_of_range(config: RunConfig, skip: set[str]) -> list[str]:
-    """Violations of the ranges, of every field that has the right type."""
-    values = {name: value for name, value in config.to_dict().items() if name not in skip}
-    return [
-        f"{name} is {values[name]!r}, wanted {wanted}"
-        for names, wanted, holds in _RANGES
-        for name in names
-        if name in values and not holds(values[name])
-    ]
-
-
 def _at_odds(config: RunConfig) -> list[str]:
     """Violations that take two fields to see."""
     problems = []
@@ -242,6 +174,7 @@ _MINI = RunConfig(
     save_steps=100,
     learning_rate=2e-3,
     warmup_steps=20,
+    mixed_precision=True,
 )
 
 PROFILES = {
@@ -269,5 +202,6 @@ PROFILES = {
         batch_order="length-grouped",
         learning_rate=5e-4,
         warmup_steps=100,
+        mixed_precision=True,
     ),
 }

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .config import AG_NEWS, BUNDLED, InputError, RunConfig, find_folder
+from .config import AG_NEWS, BUNDLED, RunConfig, find_folder, is_folder_name
+from .errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,9 +77,9 @@ def describe_source(dataset: str, revision: str | None) -> str:
     if dataset == BUNDLED:
         return "the bundled corpus"
     folder = _data_folder(dataset)
-    return f"a folder of {dataset}" if folder and dataset == AG_NEWS else (
-        f"the folder {folder.name}" if folder else f"{dataset} at {revision}"
-    )  # fmt: skip
+    if folder is None:
+        return f"{dataset} at {revision}"
+    return f"a folder with rows of {dataset}" if dataset == AG_NEWS else f"the folder {folder.name}"
 
 
 def read_canonical_csv(path: Path) -> Dataset:
@@ -144,7 +145,10 @@ def _data_folder(dataset: str) -> Path | None:
         if not folder.is_dir():
             raise InputError(f"AG_NEWS_DIR is {str(folder)!r}, which is no folder; wanted one that holds train.csv")
         return folder
-    return find_folder(dataset)
+    folder = find_folder(dataset)
+    if folder is None and is_folder_name(dataset):
+        raise InputError(f"data folder {dataset!r} is missing; give a folder with train.csv or test.csv")
+    return folder
 
 
 def _find_split_files(dataset: str, split: str) -> list[Path]:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .config import InputError
+from .errors import InputError
 
 FORMATS = (".csv", ".jsonl", ".parquet", ".txt")
 

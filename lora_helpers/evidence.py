@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoints import list_checkpoints, write_atomically
-from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, REPOSITORY, InputError, RunConfig, get_profile
+from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, REPOSITORY, RunConfig, get_profile
 from .data import load_ag_news, load_split
+from .errors import InputError
 from .evaluation import evaluate_classifier, scores
 from .inference import Classifier
 from .records import environment, read_record, validation_rows, write_record

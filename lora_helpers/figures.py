@@ -47,8 +47,17 @@ def draw_losses(record: dict) -> Figure:
     """Training loss (mean over the steps since the last point) and validation loss, by step."""
     figure, axes = _axes()
     train, validation = training_rows(record), validation_rows(record)
-    axes.plot(_column(train, "step"), _column(train, "loss"), color=ORANGE, ls="--", marker=".", label="training (running mean)")
-    axes.plot(_column(validation, "step"), _column(validation, "eval_loss"), color=BLUE, marker="o", ms=4, label="validation")
+    axes.plot(
+        _column(train, "step"),
+        _column(train, "loss"),
+        color=ORANGE,
+        ls="--",
+        marker=".",
+        label="training (running mean)",
+    )
+    axes.plot(
+        _column(validation, "step"), _column(validation, "eval_loss"), color=BLUE, marker="o", ms=4, label="validation"
+    )
     axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats)", title="Loss")
     axes.legend()
     return figure
@@ -76,8 +85,22 @@ def draw_architecture(record: dict) -> Figure:
     axes.axis("off")
     box = _make_box(axes)
     box(0.2, 0.3, 4.6, 1.2, f"token embeddings\n{shape['vocab_size']:,} x {width}", GREY)
-    box(0.2, 2.2, 4.6, 3.6, f"{layers} encoder layers\nquery, key, value: {width} x {width}\nfeed-forward: {width} x {shape['intermediate_size']:,}", GREY)
-    box(0.2, 6.6, 4.6, 1.8, f"classification head on <s>\ndense {width} x {width}, tanh, {width} x {len(LABELS)}\n{counts['head']:,} parameters", GREEN)
+    box(
+        0.2,
+        2.2,
+        4.6,
+        3.6,
+        f"{layers} encoder layers\nquery, key, value: {width} x {width}\nfeed-forward: {width} x {shape['intermediate_size']:,}",
+        GREY,
+    )
+    box(
+        0.2,
+        6.6,
+        4.6,
+        1.8,
+        f"classification head on <s>\ndense {width} x {width}, tanh, {width} x {len(LABELS)}\n{counts['head']:,} parameters",
+        GREEN,
+    )
     for low, high in ((1.5, 2.2), (5.8, 6.6)):
         _arrow(axes, (2.5, low), (2.5, high))
     targets = ", ".join(config["lora_targets"])
@@ -107,7 +130,14 @@ def draw_confusion(record: dict) -> Figure:
     figure, axes = _axes(size=(5.4, 4.8))
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
-        axes.text(j, i, f"{count:,}\n{share[i, j]:.1%}", ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+        axes.text(
+            j,
+            i,
+            f"{count:,}\n{share[i, j]:.1%}",
+            ha="center",
+            va="center",
+            color="white" if share[i, j] > 0.5 else "black",
+        )
     axes.set_xticks(range(len(LABELS)), LABELS)
     axes.set_yticks(range(len(LABELS)), LABELS)
     axes.set(xlabel="predicted class", ylabel="true class", title=f"Confusion on {counts.sum():,} test rows")

@@ -17,9 +17,9 @@ import numpy as np
 
 from .batching import batches_by_tokens, pad
 from .checkpoints import Verification, load_checkpoint
-from .config import InputError
 from .data import LABELS
 from .documents import read_texts
+from .errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ class Classifier:
     def __init__(self, model, tokenizer, *, max_length: int, verification: Verification | None = None):
         import torch
 
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         self.model = model.eval().to(self.device)
         self.tokenizer, self.max_length, self.verification = tokenizer, max_length, verification
 

@@ -10,8 +10,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import REPOSITORY, ROBERTA_BASE, InputError, RunConfig, find_folder, is_folder_name
+from .config import REPOSITORY, ROBERTA_BASE, RunConfig, find_folder, is_folder_name
 from .data import LABELS
+from .errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +81,11 @@ def load_base(
                 setattr(shape, field, dropout)
         if random:
             model = AutoModelForSequenceClassification.from_config(shape, dtype=torch.float32)
-            return model, tokenizer, [n for n, _ in model.named_parameters() if not n.startswith(model.base_model_prefix)]
+            return (
+                model,
+                tokenizer,
+                [n for n, _ in model.named_parameters() if not n.startswith(model.base_model_prefix)],
+            )
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source, revision=revision, config=shape, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
@@ -92,7 +97,9 @@ def load_base(
     missing = sorted(info["missing_keys"])
     inside = [key for key in missing if key.startswith(model.base_model_prefix + ".")]
     if inside:
-        raise InputError(f"base model {name!r} lacks {len(inside)} weights of its own, e.g. {inside[0]}; it is incomplete")
+        raise InputError(
+            f"base model {name!r} lacks {len(inside)} weights of its own, e.g. {inside[0]}; it is incomplete"
+        )
     return model, tokenizer, missing
 
 
@@ -192,7 +199,9 @@ def _require_trainable(model: PeftModel, new_weights: list[str]) -> None:
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = [w for w in new_weights if not any(_is_copy_of(name, w) for name in trainable)]
     if frozen:
-        raise InputError(f"newly initialised weights would stay frozen: {', '.join(frozen)}; train their module in full")
+        raise InputError(
+            f"newly initialised weights would stay frozen: {', '.join(frozen)}; train their module in full"
+        )
 
 
 def _is_copy_of(peft_name: str, weight: str) -> bool:

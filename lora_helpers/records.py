@@ -9,12 +9,14 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 from .checkpoints import write_atomically
-from .config import REPOSITORY, InputError
+from .config import REPOSITORY
+from .errors import InputError
 
 RECORD = "run.json"
 SCHEMA = 1
@@ -23,7 +25,10 @@ REQUIRED = (
     *("schema", "profile", "config", "adapter_config", "base", "data", "environment", "parameters"),
     *("log", "checkpoints", "shape", "lengths", "padding", "lora_norms", "timing"),
 )
-LIBRARIES = ("transformers", "datasets", "evaluate", "accelerate", "peft", "torch", "matplotlib", "pandas", "jupyter")
+LIBRARIES = (
+    *("transformers", "datasets", "evaluate", "accelerate", "peft", "torch"),
+    *("matplotlib", "pandas", "jupyter", "scikit-learn"),
+)
 OLDEST_TESTED = {"transformers": "5.17", "torch": "2.11"}
 
 
@@ -80,6 +85,7 @@ def environment() -> dict:
         "platform": f"{platform.system()} {platform.machine()}",
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "other_than_pins": check_versions(),
     }
 
 
@@ -97,7 +103,9 @@ def check_versions(requirements: Path = REPOSITORY / "requirements.txt") -> list
         try:
             found = Version(importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            raise InputError(f"{name} is not installed; run: {sys.executable} -m pip install -r requirements.txt") from None
+            raise InputError(
+                f"{name} is not installed; run: {sys.executable} -m pip install -r requirements.txt"
+            ) from None
         oldest = OLDEST_TESTED.get(name)
         if oldest and found < Version(oldest):
             raise InputError(f"{name} is {found}, wanted {oldest} or newer (tested: {pin}); install requirements.txt")
@@ -108,23 +116,59 @@ def check_versions(requirements: Path = REPOSITORY / "requirements.txt") -> list
 
 def stamp() -> str:
     """The environment in a few lines, for the top of the notebook."""
+    check_versions()  # before anything else is asked of a package that may be missing
     facts = environment()
     versions = " · ".join(f"{name} {version}" for name, version in facts["libraries"].items())
-    commit = (facts["commit"] or "no commit")[:12] + (" with uncommitted changes" if facts["uncommitted_changes"] else "")
+    commit = (facts["commit"] or "no commit")[:12] + (
+        " with uncommitted changes" if facts["uncommitted_changes"] else ""
+    )
     lines = [f"Python {facts['python']} on {facts['platform']} · {facts['device']} · {commit}", versions]
-    differences = check_versions()
-    if differences:
-        lines.append("Other than the pins: " + ", ".join(differences))
+    if facts["other_than_pins"]:
+        lines.append("Other than the pins: " + ", ".join(facts["other_than_pins"]))
     if not facts["device"].startswith("CPU"):
         lines.append('A GPU is present: PROFILE = "full" trains roberta-base on it.')
     return "\n".join(lines)
+
+
+def lora_norms(model) -> dict[str, float]:
+    """Frobenius norm of the update (alpha / r) B A of every adapted layer, by the layer's name."""
+    norms = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and "default" in module.lora_A:
+            update = module.lora_B["default"].weight @ module.lora_A["default"].weight
+            norms[name.removeprefix("base_model.model.")] = module.scaling["default"] * update.norm().item()
+    return norms
+
+
+def peak_memory_mib() -> dict[str, float]:
+    """The highest resident memory of this process so far, and of the GPU's allocator, in MiB."""
+    import torch
+
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}  # Linux counts in KiB
+    return peak | ({"gpu": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {})
+
+
+def shape_of(model) -> dict:
+    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    attributes = {name: getattr(model.config, name, None) for name in names}
+    return attributes
+
+
+def count_lengths(lengths) -> dict[str, int]:
+    """Examples by length in tokens."""
+    import numpy as np
+
+    tokens, counts = np.unique(lengths, return_counts=True)
+    return {str(t): int(c) for t, c in zip(tokens, counts, strict=True)}
 
 
 def _processor() -> str | None:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
         return platform.processor() or None
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+    ]
     return names[0] if names else None
 
 

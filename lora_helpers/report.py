@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 
 from .checkpoints import write_atomically
-from .config import REPOSITORY, CheckFailed, InputError
+from .config import REPOSITORY
+from .errors import CheckFailed, InputError
 from .evidence import CHECKPOINTS, read_evidence
 from .records import read_record, validation_rows
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from lora_helpers import quiet  # noqa: E402
+from lora_helpers import quiet
 
 quiet()
 
@@ -73,7 +73,9 @@ def bundled_rows():
     rows = {}
     for split in ("train", "validation", "test"):
         with (MINI_NEWS / f"{split}.csv").open(encoding="utf-8", newline="") as stream:
-            rows[split] = [(int(label) - 1, f"{title} {description}") for label, title, description in csv.reader(stream)]
+            rows[split] = [
+                (int(label) - 1, f"{title} {description}") for label, title, description in csv.reader(stream)
+            ]
     return rows
 
 

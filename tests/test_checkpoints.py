@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_helpers.checkpoints import MANIFEST, WEIGHTS, load_checkpoint, verify_checkpoint
-from lora_helpers.config import REPOSITORY, CheckFailed, InputError
+from lora_helpers.config import REPOSITORY
+from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.inference import Classifier
 from lora_helpers.training import train
 

@@ -100,7 +100,9 @@ def test_a_committed_checkpoint_resumes_on_the_committed_curve(step, cached_data
 
     monkeypatch.setattr(training, "_make_trainer", short)
     seen = {}
-    monkeypatch.setattr(training, "_make_record", lambda c, o, trainer, *rest: seen.update(log=trainer.state.log_history))
+    monkeypatch.setattr(
+        training, "_make_record", lambda c, o, trainer, *rest: seen.update(log=trainer.state.log_history)
+    )
     monkeypatch.setattr(training.records, "write_record", lambda *arguments: None)
     config = get_profile("mini-agnews")
     with pytest.raises(TypeError):  # no record is made of a run that was cut short

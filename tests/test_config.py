@@ -2,8 +2,15 @@ import json
 
 import pytest
 
-from lora_helpers.config import AG_NEWS_REVISION, PROFILES, ROBERTA_BASE_REVISION, InputError, RunConfig, get_profile
-from lora_helpers.config import parse_field
+from lora_helpers.config import (
+    AG_NEWS_REVISION,
+    PROFILES,
+    ROBERTA_BASE_REVISION,
+    InputError,
+    RunConfig,
+    get_profile,
+    parse_field,
+)
 
 
 def test_the_original_profile_is_the_published_recipe():

@@ -3,8 +3,9 @@ import csv
 import pandas as pd
 import pytest
 
-from lora_helpers.config import InputError, get_profile
+from lora_helpers.config import get_profile
 from lora_helpers.data import LABELS, fingerprint, load_ag_news, load_split, read_canonical_csv, tokenize
+from lora_helpers.errors import InputError
 
 
 def write_rows(path, rows):
@@ -17,7 +18,7 @@ def make_rows(count):
 
 
 def test_text_is_title_blank_description_stripped(tmp_path):
-    write_rows(tmp_path / "train.csv", [(1, "A \"quoted\" title", "and, more"), (4, "", " all in one ")])
+    write_rows(tmp_path / "train.csv", [(1, 'A "quoted" title', "and, more"), (4, "", " all in one ")])
     rows = read_canonical_csv(tmp_path / "train.csv")
     assert list(rows["text"]) == ['A "quoted" title and, more', "all in one"]
     assert list(rows["label"]) == [0, 3]

@@ -6,7 +6,8 @@ import pytest
 
 from lora_helpers import inference
 from lora_helpers.checkpoints import list_checkpoints
-from lora_helpers.config import InputError, get_profile
+from lora_helpers.config import get_profile
+from lora_helpers.errors import InputError
 from lora_helpers.inference import Classifier
 from lora_helpers.training import train
 
@@ -97,7 +98,7 @@ def test_probabilities_add_their_columns(classifier, tmp_path):
         ("in.csv", b"text\ncaf\xe9\n", "not UTF-8"),
         ("in.csv", b'text\n"open\n', "quotation marks"),
         ("in.jsonl", b'{"text": "a"}\n{"text": \n', "line 2"),
-        ("in.jsonl", b'{"text": 3}\n', "line 1: \"text\" is int"),
+        ("in.jsonl", b'{"text": 3}\n', 'line 1: "text" is int'),
         ("in.parquet", b"PAR1", "not a parquet file"),
         ("in.pkl", b"", "a pickle is a program"),
         ("in.docx", b"", "unknown format"),
@@ -114,7 +115,11 @@ def test_a_bad_file_is_one_line_and_leaves_no_output(classifier, tmp_path, name,
 def test_outputs_are_never_overwritten(classifier, tmp_path):
     write(tmp_path / "in.txt", "txt", TEXTS)
     (tmp_path / "out.csv").write_text("precious")
-    for target, message in (("out.csv", "exists already"), ("out.txt", "ends in .csv"), ("no/out.csv", "no such folder")):
+    for target, message in (
+        ("out.csv", "exists already"),
+        ("out.txt", "ends in .csv"),
+        ("no/out.csv", "no such folder"),
+    ):
         with pytest.raises(InputError, match=message):
             classifier.predict_file(tmp_path / "in.txt", tmp_path / target, progress=False)
     assert (tmp_path / "out.csv").read_text() == "precious"

@@ -1,9 +1,16 @@
 import pytest
 import torch
 
-from lora_helpers.config import InputError, get_profile
+from lora_helpers.config import get_profile
+from lora_helpers.errors import InputError
 from lora_helpers.model import (
-    base_identity, build_meta_model, build_model, count_parameters, load_base, parameter_table, portable_name,
+    base_identity,
+    build_meta_model,
+    build_model,
+    count_parameters,
+    load_base,
+    parameter_table,
+    portable_name,
 )  # fmt: skip
 
 

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from lora_helpers.pretraining import (
-    MASK, PretrainingConfig, TokenBudgetBatches, _build_model, _count_words, _initialise_embeddings, losses, mask_tokens,
-)  # fmt: skip
+from lora_helpers.batching import TokenBudgetBatches
+from lora_helpers.pretraining import PretrainingConfig
+from lora_helpers.pretraining_losses import MASK, losses, mask_tokens
+from lora_helpers.pretraining_start import build_model, count_words, initialise_embeddings
 
 SMALL = PretrainingConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_length=64)
 
@@ -40,8 +41,8 @@ def test_batches_are_a_function_of_seed_and_epoch_with_a_constant_count():
 
 def test_embeddings_begin_with_words_of_a_topic_side_by_side(rows):
     torch.manual_seed(0)
-    model = _build_model(SMALL)
-    _initialise_embeddings(model, _count_words(rows, SMALL.vocab_size), SMALL)
+    model = build_model(SMALL)
+    initialise_embeddings(model, count_words(rows, SMALL.vocab_size), SMALL)
     vectors = torch.nn.functional.normalize(model.get_input_embeddings().weight[5:285].detach(), dim=1)
     similarity = (vectors @ vectors.T).view(4, 70, 4, 70).mean(dim=(1, 3))
     same = similarity.diagonal().mean()
@@ -50,8 +51,8 @@ def test_embeddings_begin_with_words_of_a_topic_side_by_side(rows):
 
 def test_the_losses_fall_when_trained(rows):
     torch.manual_seed(0)
-    model = _build_model(SMALL)
-    words = _count_words(rows, SMALL.vocab_size)
+    model = build_model(SMALL)
+    words = count_words(rows, SMALL.vocab_size)
     idf = torch.from_numpy(words.idf)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []

@@ -23,7 +23,9 @@ with torch.no_grad():
 
 
 @pytest.mark.parametrize("profile", ["original", "full"])
-def test_20_steps_then_a_new_process_computes_the_same_logits(profile, roberta_base_dir, ag_news_dir, tmp_path, monkeypatch):
+def test_20_steps_then_a_new_process_computes_the_same_logits(
+    profile, roberta_base_dir, ag_news_dir, tmp_path, monkeypatch
+):
     monkeypatch.setenv("ROBERTA_BASE_DIR", str(roberta_base_dir))
     run_dir = tmp_path / "run"
     fields = {"max-steps": 20, "batch-size": 2, "validation-size": 64, "eval-steps": 10, "save-steps": 20}

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from lora_helpers.checkpoints import hash_file, list_checkpoints
-from lora_helpers.config import CheckFailed, InputError
+from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.records import read_record, validation_rows
 from lora_helpers.training import next_run_dir, train
 
@@ -73,6 +73,16 @@ def test_a_resumed_run_ends_with_the_same_bits(unbroken, tmp_path, step):
     again = train(config, tmp_path / "resumed", resume_from=run_dir / f"checkpoint-{step}")
     assert last_bytes(tmp_path / "resumed") == last_bytes(run_dir)
     assert facts(again) == facts(record)
+
+
+def test_a_run_stopped_after_its_last_checkpoint_gets_its_record_and_no_further_step(unbroken, tmp_path):
+    config, run_dir, record = unbroken
+    stopped = tmp_path / "stopped"
+    shutil.copytree(run_dir, stopped)
+    (stopped / "run.json").unlink()
+    again = train(config, stopped, resume=True)
+    assert facts(again) == facts(record) and again["lora_norms"] == record["lora_norms"]
+    assert last_bytes(stopped) == last_bytes(run_dir)
 
 
 def test_another_seed_gives_other_bits(unbroken, tmp_path):

@@ -1,0 +1,25 @@
+"""The two kinds of failure that a user sees as one line, and the hint at a misspelt name."""
+
+from __future__ import annotations
+
+import difflib
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message is one line, the command line exits with 2."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What Jupyter shows: the sentence, not the way to it."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class CheckFailed(Exception):
+    """A check that was asked for did not hold; the message is one line, the command line exits with 1."""
+
+    _render_traceback_ = InputError._render_traceback_
+
+
+def nearest(name: str, known) -> str:
+    """A hint at the known name that is most like `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
