@@ -12,19 +12,18 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import quiet
-from .config import AG_NEWS, AG_NEWS_REVISION, PROFILES, REPOSITORY, RunConfig, get_profile, parse_field
+from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, REPOSITORY, RunConfig, get_profile, parse_field
 from .errors import CheckFailed, InputError, nearest
-
-RUNS = REPOSITORY / "checkpoints" / "runs"
+from .pretraining import PretrainingConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     quiet()
-    options, unknown = _parser().parse_known_args(arguments)
     try:
+        options, unknown = _parser().parse_known_args(arguments)
         if unknown:
-            flags = [_flag(field.name) for field in fields(RunConfig)]
+            flags = [_flag(field.name) for field in (*fields(RunConfig), *fields(PretrainingConfig))]
             raise InputError(f"unknown option {unknown[0]!r}{nearest(unknown[0], flags)}; --help lists them")
         return options.run(options) or 0
     except InputError as error:
@@ -33,13 +32,26 @@ def main(arguments: list[str] | None = None) -> int:
     except CheckFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(
+            f"error: {error.filename or 'writing'}: {error.strerror or error}; give a place that can be written",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("stopped; a training run goes on from its last whole checkpoint with --resume", file=sys.stderr)
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message):
+        raise InputError(f"{message}; {self.prog} --help shows what there is")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lora_helpers", description=__doc__.splitlines()[0])
+    parser = _Parser(prog="python -m lora_helpers", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = _add(commands, "train", _train, "fine-tune a profile")
@@ -74,12 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("checkpoint", type=Path)
 
     pretrain = _add(commands, "pretrain", _pretrain, "rebuild the bundled base model from AG News text")
-    pretrain.add_argument("--output-dir", type=Path, default=REPOSITORY / "checkpoints" / "roberta-mini")
-    pretrain.add_argument("--work-dir", type=Path, default=RUNS / "pretraining", help="checkpoints while it runs")
-    pretrain.add_argument("--resume", action="store_true", help="continue the newest checkpoint of --work-dir")
-    pretrain.add_argument(
-        "fields", nargs=argparse.REMAINDER, metavar="--FIELD VALUE", help="any PretrainingConfig field"
-    )
+    pretrain.add_argument("--output-dir", type=Path, help="default: checkpoints/runs/roberta-mini")
+    pretrain.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    for field in fields(PretrainingConfig):
+        pretrain.add_argument(_flag(field.name), dest=f"field_{field.name}", metavar="VALUE")
 
     report = _add(commands, "report", _report, "write the records' numbers into README and model cards")
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 if a number differs")
@@ -102,12 +112,10 @@ def _flag(name: str) -> str:
 def _train(options) -> None:
     from .training import next_run_dir, train
 
-    given = {f.name: getattr(options, f"field_{f.name}", None) for f in fields(RunConfig)}
-    changes = {name: parse_field(name, text) for name, text in given.items() if text is not None}
-    config = get_profile(options.profile, **changes)
+    config = get_profile(options.profile, **_given_fields(options, RunConfig))
     if options.resume and options.output_dir is None:
         raise InputError("--resume continues the run of a folder; name it with --output-dir")
-    output_dir = options.output_dir or next_run_dir(config.profile, RUNS)
+    output_dir = options.output_dir or next_run_dir(config.profile)
     record = train(
         config,
         output_dir,
@@ -124,8 +132,10 @@ def _evaluate(options) -> None:
     from .evaluation import evaluate_classifier
     from .inference import Classifier
 
-    if options.json and options.json.exists():
-        raise InputError(f"{options.json}: exists already; name another file")
+    if options.json and (options.json.exists() or not options.json.parent.is_dir()):
+        raise InputError(f"{options.json}: exists already, or its folder does not; name another file")
+    if options.data not in ("hub", BUNDLED) and not Path(options.data).is_dir():
+        raise InputError(f"--data is {options.data!r}, wanted hub, bundled or a folder with {options.split}.csv")
     dataset = AG_NEWS if options.data == "hub" else options.data
     rows = load_split(dataset, options.split, AG_NEWS_REVISION if options.data == "hub" else None)
     scores = evaluate_classifier(_load(Classifier, options.checkpoint), rows)
@@ -143,6 +153,8 @@ def _predict(options) -> None:
 
     if bool(options.texts) == bool(options.input) or bool(options.input) != bool(options.output):
         raise InputError("predict: give either texts, or --input FILE with --output FILE.csv")
+    if options.texts and options.probabilities:
+        raise InputError("predict: --probabilities goes with --input; texts get a table of label, name, confidence")
     classifier = _load(Classifier, options.checkpoint)
     if options.texts:
         print(classifier.predict(options.texts)[["label", "name", "confidence"]].to_string(index=False))
@@ -176,20 +188,19 @@ def _verify(options) -> None:
 
 
 def _pretrain(options) -> None:
-    from .pretraining import PretrainingConfig, pretrain
+    from .pretraining import pretrain
+    from .training import RUNS
 
-    known = {field.name: type(field.default) for field in fields(PretrainingConfig)}
-    changes = {}
-    for flag, value in zip(options.fields[::2], [*options.fields[1::2], None], strict=False):
-        name = flag.removeprefix("--").replace("-", "_")
-        if name not in known or value is None:
-            raise InputError(f"pretrain: {flag!r} is no field with a value; fields are {', '.join(known)}")
-        try:
-            changes[name] = known[name](value)
-        except ValueError:
-            raise InputError(f"pretrain: {name} is {value!r}, wanted {known[name].__name__}") from None
-    pretrain(PretrainingConfig(**changes), options.output_dir, options.work_dir, resume=options.resume)
-    print(f"{options.output_dir}: base model and record written")
+    output_dir = options.output_dir or RUNS / "roberta-mini"
+    record = pretrain(PretrainingConfig(**_given_fields(options, PretrainingConfig)), output_dir, resume=options.resume)
+    last = [row for row in record["log"] if "eval_masked_loss" in row][-1]
+    print(f"{output_dir}: base model and record written; loss on validation text {last['eval_masked_loss']:.3f} nats")
+
+
+def _given_fields(options, config) -> dict:
+    """The fields of a configuration that the command line gives, with their types."""
+    given = {field.name: getattr(options, f"field_{field.name}", None) for field in fields(config)}
+    return {name: parse_field(config, name, text) for name, text in given.items() if text is not None}
 
 
 def _report(options) -> None:

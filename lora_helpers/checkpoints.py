@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import REPOSITORY
-from .errors import CheckFailed, InputError
-from .model import base_identity, load_base
+from .errors import CheckFailed, InputError, first_line
+from .model import base_identity, load_base, longest_input
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -37,6 +37,7 @@ class Verification:
     step: int | None  # optimizer steps, None for a foreign checkpoint
     files: int  # files whose checksum was compared
     tensors: int  # tensors in the adapter file
+    max_length: int  # tokens an example at which the run cut, or the base's longest input for a foreign checkpoint
     notices: list[str] = field(default_factory=list)
 
 
@@ -72,7 +73,9 @@ def read_manifest(folder: Path) -> dict | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        return manifest if isinstance(manifest["files"], dict) else manifest["files must be an object"]
+        if not isinstance(manifest["files"], dict):
+            raise TypeError("files is no object")
+        return manifest
     except (ValueError, KeyError, TypeError) as error:
         raise CheckFailed(f"{path}: not a manifest ({error}); the checkpoint is damaged, take another") from error
 
@@ -92,7 +95,8 @@ def load_checkpoint(folder: Path | str) -> tuple[PeftModel, PreTrainedTokenizerB
 
     Raises: as `verify_checkpoint`, which this does first.
     """
-    from peft import PeftModel, set_peft_model_state_dict
+    from peft import PeftModelForSequenceClassification, set_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder).resolve()
@@ -100,18 +104,22 @@ def load_checkpoint(folder: Path | str) -> tuple[PeftModel, PreTrainedTokenizerB
     lora = _read_adapter_config(folder, notices)
     base_name = lora.base_model_name_or_path
     revision = lora.revision
-    _verify_base(manifest, base_name, revision)
-    base, tokenizer, _ = load_base(base_name, revision)
-    model = PeftModel(base, _for_inference(lora))
+    _verify_base(manifest, base_name, revision, notices)
+    base, tokenizer, new_weights = load_base(base_name, revision)
     try:
+        model = PeftModelForSequenceClassification(base, lora)
         weights = load_file(folder / WEIGHTS)
-    except Exception as error:  # safetensors raises its own type from Rust
+    except ValueError as error:
+        raise CheckFailed(f"{folder / ADAPTER_CONFIG} does not fit {base_name}: {first_line(error)}") from error
+    except SafetensorError as error:
         raise CheckFailed(f"{folder / WEIGHTS}: not a safetensors file ({error}); take another checkpoint") from error
-    _verify_weights(folder, model, weights, notices)
+    _verify_weights(folder, model, weights, new_weights, notices)
     set_peft_model_state_dict(model, weights)
     step = manifest.get("step") if manifest else None
     files = len(manifest["files"]) if manifest else 0
-    return model.eval(), tokenizer, Verification(folder, step, files, len(weights), notices)
+    longest = longest_input(base)
+    max_length = min(manifest["config"]["max_length"], longest) if manifest else longest
+    return model.eval(), tokenizer, Verification(folder, step, files, len(weights), max_length, notices)
 
 
 def hash_file(path: Path) -> str:
@@ -180,17 +188,21 @@ def _read_adapter_config(folder: Path, notices: list[str]) -> PeftConfig:
         notices.append(f"fields of another PEFT version ignored: {', '.join(unknown)}")
     if not isinstance(base, str) or not base:
         raise CheckFailed(f"{path}: base_model_name_or_path is {base!r}, wanted the base model's name")
-    return LoraConfig(**{key: value for key, value in raw.items() if key in known})
+    try:
+        return LoraConfig(**{key: value for key, value in raw.items() if key in known} | {"inference_mode": True})
+    except (ValueError, TypeError) as error:
+        raise CheckFailed(f"{path}: PEFT refuses it ({first_line(error)})") from error
 
 
-def _for_inference(lora: PeftConfig) -> PeftConfig:
-    lora.inference_mode = True
-    return lora
-
-
-def _verify_base(manifest: dict | None, name: str, revision: str | None) -> None:
+def _verify_base(manifest: dict | None, name: str, revision: str | None, notices: list[str]) -> None:
+    if manifest and manifest.get("config", {}).get("random_base"):
+        raise CheckFailed(
+            "this checkpoint is a control on a base with random weights, which is not kept; train it again"
+        )
     wanted = (manifest or {}).get("base") or {}
     found = base_identity(name, revision)
+    if wanted and bool(wanted.get("sha256")) != bool(found["sha256"]):
+        notices.append(f"the base {name} comes from a folder on one side and from the Hub on the other: not compared")
     if wanted.get("sha256") and found["sha256"] and wanted["sha256"] != found["sha256"]:
         raise CheckFailed(
             f"base model {name}: its weights or tokenizer are not the ones this checkpoint was trained on"
@@ -198,13 +210,17 @@ def _verify_base(manifest: dict | None, name: str, revision: str | None) -> None
         )
 
 
-def _verify_weights(folder: Path, model: PeftModel, weights: dict, notices: list[str]) -> None:
-    """Every key and shape that PEFT would save for this configuration on this base, no more, no less."""
+def _verify_weights(folder: Path, model: PeftModel, weights: dict, new_weights: list[str], notices: list[str]) -> None:
+    """Every key and shape that PEFT would save for this configuration on this base, no more, no less.
+
+    `new_weights` are those that the base did not bring: the file must hold them, or they would stay random.
+    """
     import torch
     from peft import get_peft_model_state_dict
 
     expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model).items()}
-    problems = [f"missing {name}" for name in sorted(expected.keys() - weights.keys())]
+    wanted = expected.keys() | {f"base_model.model.{name}" for name in new_weights}
+    problems = [f"missing {name}" for name in sorted(wanted - weights.keys())]
     problems += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
     problems += [
         f"{name} has shape {tuple(weights[name].shape)}, wanted {expected[name]}"

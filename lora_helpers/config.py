@@ -5,6 +5,7 @@ Everything else takes a `RunConfig`; nothing here loads torch, so errors in a co
 
 from __future__ import annotations
 
+import os
 import typing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -86,6 +87,10 @@ class RunConfig:
         """Plain values, as they go into JSON."""
         return asdict(self) | {"lora_targets": list(self.lora_targets)}
 
+    def portable(self) -> RunConfig:
+        """The same with folders named relative to the repository, as records and checkpoints store it."""
+        return replace(self, base_model=portable_name(self.base_model), dataset=portable_name(self.dataset))
+
     def replace(self, **changes) -> RunConfig:
         """A copy with `changes`; an unknown field is an `InputError` that names the nearest one."""
         names = [field.name for field in fields(self)]
@@ -114,10 +119,10 @@ def get_profile(name: str, **changes) -> RunConfig:
     return PROFILES[name].replace(**changes)
 
 
-def parse_field(name: str, text: str):
-    """`text` from the command line as the type of field `name`; what does not parse is returned as it is,
-    so that the validation of `RunConfig` reports it beside everything else that is wrong."""
-    wanted = typing.get_type_hints(RunConfig)[name]
+def parse_field(config: type, name: str, text: str):
+    """`text` from the command line as the type of field `name` of `config`; what does not parse is returned as it
+    is, so that the validation of the configuration reports it beside everything else that is wrong."""
+    wanted = typing.get_type_hints(config)[name]
     if wanted == tuple[str, ...]:
         return tuple(part.strip() for part in text.split(","))
     if wanted is bool:
@@ -156,6 +161,12 @@ def find_folder(name: str) -> Path | None:
         if candidate.is_dir():
             return candidate.resolve()
     return None
+
+
+def portable_name(name: str) -> str:
+    """A folder's path relative to the repository, never one of this machine; anything else as it is."""
+    folder = None if name == BUNDLED else find_folder(name)
+    return os.path.relpath(folder, REPOSITORY).replace(os.sep, "/") if folder else name
 
 
 _MINI = RunConfig(

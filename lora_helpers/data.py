@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .config import AG_NEWS, BUNDLED, RunConfig, find_folder, is_folder_name
-from .errors import InputError
+from .errors import InputError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -164,26 +164,31 @@ def _read_files(files: list[Path]) -> Dataset:
         return read_canonical_csv(files[0])
     import pandas as pd
 
-    rows = pd.concat([pd.read_parquet(file) for file in files])
+    try:
+        rows = pd.concat([pd.read_parquet(file) for file in files])
+    except (OSError, ValueError) as error:
+        raise InputError(f"{files[0]}: not a parquet file ({first_line(error)}); download it again") from error
     missing = {"text", "label"} - set(rows.columns)
     if missing:
         raise InputError(f"{files[0]}: columns {', '.join(rows.columns)}, wanted text and label")
-    if not rows["label"].isin(range(4)).all():
-        raise InputError(f"{files[0]}: labels {sorted(rows['label'].unique())}, wanted 0, 1, 2, 3")
+    if rows.empty or not rows["label"].isin(range(4)).all() or not rows["text"].map(type).eq(str).all():
+        raise InputError(f"{files[0]}: wanted rows with a text and a label of 0, 1, 2 or 3, and found others, or none")
     return _as_dataset(rows["text"].tolist(), rows["label"].tolist())
 
 
 def _load_from_hub(dataset: str, split: str, revision: str | None) -> Dataset:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         rows = load_dataset(dataset, split=split, revision=revision)
-    except (OSError, ValueError) as error:  # offline, not found, refused: all end in "no data"
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, DatasetsError) as error:  # offline, not found, cut off: all end in "no data"
         raise InputError(
-            f"data set {dataset} at {revision} could not be loaded ({reason});"
+            f"data set {dataset} at {revision} could not be loaded ({first_line(error)});"
             " set AG_NEWS_DIR to a folder with train.csv and test.csv, or use PROFILE=mini"
         ) from error
+    if not {"text", "label"} <= set(rows.column_names) or not set(rows.unique("label")) <= set(range(4)):
+        raise InputError(f"{dataset}: columns {', '.join(rows.column_names)}; wanted text, and label 0 to 3")
     if dataset == AG_NEWS:
         names, count = tuple(rows.features["label"].names), HUB_ROWS[split]
         if names != LABELS or len(rows) != count:
@@ -194,9 +199,14 @@ def _load_from_hub(dataset: str, split: str, revision: str | None) -> Dataset:
 def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Dataset]:
     if config.validation_size >= len(train) - config.batch_size:
         raise InputError(f"validation_size is {config.validation_size}, but train has only {len(train)} rows")
-    parts = train.train_test_split(
-        test_size=config.validation_size,
-        seed=config.split_seed,
-        stratify_by_column="label" if config.stratified else None,
-    )
+    try:
+        parts = train.train_test_split(
+            test_size=config.validation_size,
+            seed=config.split_seed,
+            stratify_by_column="label" if config.stratified else None,
+        )
+    except ValueError as error:  # fewer rows than classes, on one side or the other
+        raise InputError(
+            f"validation_size is {config.validation_size} of {len(train)} rows: {first_line(error)}"
+        ) from error
     return parts["train"], parts["test"]

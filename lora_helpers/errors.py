@@ -23,3 +23,8 @@ def nearest(name: str, known) -> str:
     """A hint at the known name that is most like `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

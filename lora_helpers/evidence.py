@@ -18,28 +18,29 @@ import numpy as np
 from .checkpoints import list_checkpoints, write_atomically
 from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, REPOSITORY, RunConfig, get_profile
 from .data import load_ag_news, load_split
+from .environment import environment
 from .errors import InputError
 from .evaluation import evaluate_classifier, scores
 from .inference import Classifier
-from .records import environment, read_record, validation_rows, write_record
-from .training import next_run_dir, train
+from .records import read_record, validation_rows, write_record
+from .training import RUNS, next_run_dir, train
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = REPOSITORY / "checkpoints"
-RUNS = CHECKPOINTS / "runs"
 EVIDENCE = CHECKPOINTS / "evidence.json"
 SEEDS = (42, 43, 44)
 
 
 def rebuild(parts: list[str]) -> None:
-    """Run the named parts, all of them if none is named."""
-    unknown = [part for part in parts if part not in PARTS]
+    """Run the named parts; if none is named, all but `base`, which everything else stands on."""
+    known = {"base": rebuild_base} | PARTS
+    unknown = [part for part in parts if part not in known]
     if unknown:
-        raise InputError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
+        raise InputError(f"unknown part {unknown[0]!r}; there are {', '.join(known)}")
     for part in parts or PARTS:
         logger.info("evidence: %s", part)
-        result = PARTS[part]()
+        result = known[part]()
         if result is not None:
             evidence = read_evidence() | {part: result | {"environment": environment()}}
             write_atomically(EVIDENCE, json.dumps(evidence, indent=1) + "\n")
@@ -53,22 +54,27 @@ def read_evidence() -> dict:
 def rerun(profile: str) -> None:
     """The committed run of a profile, evaluated on its test split; the old folder is replaced when all is done."""
     config = get_profile(profile)
-    target, fresh = CHECKPOINTS / profile, next_run_dir(profile, RUNS)
+    target, fresh = CHECKPOINTS / profile, next_run_dir(profile)
     record = train(config, fresh)
     record["test"] = test_scores(config, fresh)
     write_record(fresh, record)
-    card = target / "README.md"
-    if card.is_file():
-        shutil.copy(card, fresh)
     (fresh / ".lock").unlink(missing_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
+    _replace(target, fresh)
 
 
 def test_scores(config: RunConfig, run_dir: Path) -> dict:
     """Scores of a run's last checkpoint on the test split of its data."""
     classifier = Classifier.from_checkpoint(list_checkpoints(run_dir)[-1], max_length=config.max_length)
     return evaluate_classifier(classifier, load_split(config.dataset, "test", config.dataset_revision))
+
+
+def rebuild_base() -> None:
+    """The bundled base, pretrained anew; every committed run has to follow. Takes more than an hour on two cores."""
+    from .pretraining import PretrainingConfig, pretrain
+
+    target, fresh = CHECKPOINTS / "roberta-mini", RUNS / "roberta-mini"
+    pretrain(PretrainingConfig(), fresh, resume=True)
+    _replace(target, fresh)
 
 
 def repeat_seeds(profile: str) -> dict:
@@ -179,9 +185,16 @@ PARTS = {
 }
 
 
+def _replace(target: Path, fresh: Path) -> None:
+    """Put a finished folder in the place of a committed one, which keeps its card."""
+    shutil.copy(target / "README.md", fresh)
+    shutil.rmtree(target)
+    fresh.rename(target)
+
+
 def _throw_away(config: RunConfig, *, test: bool = True) -> dict:
     """Train into a run folder, keep the accuracies, remove the folder."""
-    run_dir = next_run_dir(config.profile, RUNS)
+    run_dir = next_run_dir(config.profile)
     record = train(config, run_dir)
     row = _seed_row(config.seed, record, test_scores(config, run_dir) if test else None)
     shutil.rmtree(run_dir)

@@ -78,37 +78,26 @@ def draw_accuracy(record: dict) -> Figure:
 
 def draw_architecture(record: dict) -> Figure:
     """Where the rank-r update sits, with the true shapes of the run's model."""
-    shape, config, counts = record["shape"], record["config"], record["parameters"]
-    width, layers, rank = shape["hidden_size"], shape["num_hidden_layers"], config["lora_rank"]
+    shape, config = record["shape"], record["config"]
+    width, rank, counts = shape["hidden_size"], config["lora_rank"], record["parameters"]
+    sizes = {name: f"{shape[name][0]} x {shape[name][1]}" for name in ("W", "A", "B")}
+    head = ", ".join(f"{columns} x {rows}" for rows, columns in shape["head"])
+    layers = f"{shape['num_hidden_layers']} encoder layers\nwidth {width}\nfeed-forward {shape['feed_forward_size']:,}"
     figure, axes = _axes(size=(8, 4.6))
     axes.set(xlim=(0, 16), ylim=(0, 9.2), title=f"LoRA in {shape['model_type']}: what is frozen, what is trained")
     axes.axis("off")
     box = _make_box(axes)
-    box(0.2, 0.3, 4.6, 1.2, f"token embeddings\n{shape['vocab_size']:,} x {width}", GREY)
-    box(
-        0.2,
-        2.2,
-        4.6,
-        3.6,
-        f"{layers} encoder layers\nquery, key, value: {width} x {width}\nfeed-forward: {width} x {shape['intermediate_size']:,}",
-        GREY,
-    )
-    box(
-        0.2,
-        6.6,
-        4.6,
-        1.8,
-        f"classification head on <s>\ndense {width} x {width}, tanh, {width} x {len(LABELS)}\n{counts['head']:,} parameters",
-        GREEN,
-    )
+    box(0.2, 0.3, 4.6, 1.2, f"token embeddings (frozen)\n{shape['vocab_size']:,} x {width}", GREY)
+    box(0.2, 2.2, 4.6, 3.6, f"{layers}\n(frozen)", GREY)
+    box(0.2, 6.6, 4.6, 1.8, f"classification head (trained)\n{head}\n{counts['head']:,} parameters", GREEN)
     for low, high in ((1.5, 2.2), (5.8, 6.6)):
         _arrow(axes, (2.5, low), (2.5, high))
     targets = ", ".join(config["lora_targets"])
     axes.text(11, 8.6, f"inside every layer, for: {targets}", ha="center", fontsize=11)
-    box(6.4, 3.2, 3.6, 2.2, f"W (frozen)\n{width} x {width}", GREY)
-    box(11.4, 2.2, 4.2, 1.3, f"A (trained)\n{rank} x {width}", BLUE)
-    box(11.4, 5.0, 4.2, 1.3, f"B (trained, starts at 0)\n{width} x {rank}", BLUE)
-    axes.text(10.8, 0.7, f"x: {width} numbers", ha="center", fontsize=11)
+    box(6.4, 3.2, 3.6, 2.2, f"W (frozen)\n{sizes['W']}", GREY)
+    box(11.4, 2.2, 4.2, 1.3, f"A (trained)\n{sizes['A']}", BLUE)
+    box(11.4, 5.0, 4.2, 1.3, f"B (trained, starts at 0)\n{sizes['B']}", BLUE)
+    axes.text(10.8, 0.7, f"x: {shape['W'][1]} numbers", ha="center", fontsize=11)
     for end in ((8.2, 3.2), (13.5, 2.2)):
         _arrow(axes, (10.8, 1.1), end)
     _arrow(axes, (13.5, 3.5), (13.5, 5.0))

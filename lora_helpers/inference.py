@@ -20,6 +20,7 @@ from .checkpoints import Verification, load_checkpoint
 from .data import LABELS
 from .documents import read_texts
 from .errors import InputError
+from .model import longest_input
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,18 +47,13 @@ class Classifier:
     def from_checkpoint(cls, checkpoint: Path | str, *, max_length: int | None = None) -> Classifier:
         """Load a checkpoint folder, whole or foreign, after verifying it.
 
-        `max_length` (tokens) defaults to the longest input that the base model has positions for, at most 512.
+        `max_length` (tokens) defaults to what the run was trained with, or to the base's longest input.
 
         Raises: as `checkpoints.verify_checkpoint`.
         """
         model, tokenizer, verification = load_checkpoint(checkpoint)
-        positions = model.config.max_position_embeddings - 2  # RoBERTa's positions begin after the padding index
-        return cls(
-            model.merge_and_unload(),
-            tokenizer,
-            max_length=min(max_length or 512, positions),
-            verification=verification,
-        )
+        max_length = min(max_length or verification.max_length, longest_input(model))
+        return cls(model.merge_and_unload(), tokenizer, max_length=max_length, verification=verification)
 
     def predict(self, texts: Sequence[str]) -> pd.DataFrame:
         """One row a text, in order: text, label (int, 0-3), name, confidence (probability of the label)."""
@@ -75,7 +71,7 @@ class Classifier:
 
     def predict_probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Class probabilities <float32>[len(texts), 4], rows in the order of `texts`."""
-        windows = [self._classify(window) for window in _windows(texts)]
+        windows = [self._classify(window, WINDOW * number) for number, window in enumerate(_windows(texts))]
         return np.concatenate(windows) if windows else np.empty((0, len(LABELS)), dtype=np.float32)
 
     def predict_file(
@@ -106,7 +102,7 @@ class Classifier:
                 writer = csv.writer(stream, lineterminator="\n")
                 writer.writerow(header)
                 for window in tqdm(_windows(read_texts(source)), desc="predict", unit="window", disable=not progress):
-                    for row in self._classify(window):
+                    for row in self._classify(window, count):
                         label = int(row.argmax())
                         extra = [LABELS[label], *(f"{p:.6f}" for p in row)] if probabilities else []
                         writer.writerow([count, label, *extra])
@@ -118,12 +114,12 @@ class Classifier:
             partial.unlink(missing_ok=True)
         return count
 
-    def _classify(self, texts: list[str]) -> np.ndarray:
-        """Probabilities <float32>[len(texts), 4] of one window."""
+    def _classify(self, texts: list[str], start: int) -> np.ndarray:
+        """Probabilities <float32>[len(texts), 4] of one window, whose first text is number `start`."""
         import torch
 
         rows = self.tokenizer(
-            [_checked(text, i) for i, text in enumerate(texts)], truncation=True, max_length=self.max_length
+            [_checked(text, i) for i, text in enumerate(texts, start)], truncation=True, max_length=self.max_length
         )["input_ids"]
         budget = BATCH_TOKENS if self.device.type == "cpu" else GPU_BATCH_TOKENS
         results = np.empty((len(rows), len(LABELS)), dtype=np.float32)

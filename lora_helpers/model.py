@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import REPOSITORY, ROBERTA_BASE, RunConfig, find_folder, is_folder_name
+from .config import ROBERTA_BASE, RunConfig, find_folder, is_folder_name, portable_name
 from .data import LABELS
-from .errors import InputError
+from .errors import InputError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Everything that decides what a base computes; other files of a folder (a card, a record) do not count.
-IDENTITY_FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
+IDENTITY_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model")
 
 DROPOUT_FIELDS = (  # as BERT-like configurations spell them, then DistilBERT's
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
@@ -48,7 +48,7 @@ def build_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     try:
         model = get_peft_model(base, lora)
     except ValueError as error:
-        raise InputError(f"lora_targets {config.lora_targets}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"lora_targets {config.lora_targets}: {first_line(error)}") from error
     # PEFT writes the folder it loaded from; a checkpoint must not carry a path of this machine.
     model.peft_config["default"].base_model_name_or_path = portable_name(config.base_model)
     _require_trainable(model, new_weights)
@@ -64,6 +64,7 @@ def load_base(
     `dropout` replaces the probabilities of its configuration; with `random` every weight is drawn anew.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
@@ -89,9 +90,9 @@ def load_base(
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source, revision=revision, config=shape, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:  # offline, no such name, no weights, a shape that does not fit
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # offline, no weights, damaged, another shape
         raise InputError(
-            f"base model {name!r} could not be loaded ({str(error).splitlines()[0]}); connect to the Hub,"
+            f"base model {name!r} could not be loaded ({first_line(error)}); connect to the Hub,"
             " set ROBERTA_BASE_DIR to a folder with roberta-base, or use PROFILE=mini"
         ) from error
     missing = sorted(info["missing_keys"])
@@ -176,10 +177,14 @@ def base_folder(name: str) -> Path | None:
     return folder
 
 
-def portable_name(base_model: str) -> str:
-    """What a checkpoint calls its base: the Hub name, or the path relative to the repository."""
-    folder = find_folder(base_model)
-    return os.path.relpath(folder, REPOSITORY).replace(os.sep, "/") if folder else base_model
+def longest_input(model) -> int:
+    """Tokens that the base has positions for; RoBERTa's and MPNet's begin after the padding index."""
+    import torch
+
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return model.config.max_position_embeddings
 
 
 def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
@@ -188,9 +193,8 @@ def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
     if folder is None:
         return {"name": name, "revision": revision, "sha256": None}
     digest = hashlib.sha256()
-    for file in IDENTITY_FILES:
-        if (folder / file).is_file():
-            digest.update(file.encode() + b"\0" + (folder / file).read_bytes())
+    for file in sorted({path for pattern in IDENTITY_FILES for path in folder.glob(pattern)}):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return {"name": portable_name(name), "revision": None, "sha256": digest.hexdigest()}
 
 

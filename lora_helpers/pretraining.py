@@ -9,23 +9,22 @@ Called by `python -m lora_helpers pretrain`; fine-tuning never runs this.
 from __future__ import annotations
 
 import json
-import logging
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from . import records
 from .batching import TokenBudgetBatches, batches_by_tokens
 from .checkpoints import write_atomically
 from .config import get_profile
 from .data import fingerprint, load_ag_news
+from .environment import environment
 from .errors import InputError
+from .field_checks import wrong_types
 from .pretraining_losses import losses
 from .pretraining_start import build_model, count_words, initialise_embeddings, train_tokenizer
-
-logger = logging.getLogger(__name__)
 
 RECORD = "pretraining.json"
 
@@ -54,50 +53,76 @@ class PretrainingConfig:
     save_steps: int = 500
     seed: int = 42
 
+    def __post_init__(self):
+        problems = list(wrong_types(self).values()) or [
+            f"{name} is {value}, wanted a number above 0"
+            for name, value in asdict(self).items()
+            if not isinstance(value, str) and not value > 0
+        ]
+        if not problems and self.hidden_size % self.num_attention_heads:
+            problems = [f"hidden_size is {self.hidden_size}, wanted a multiple of {self.num_attention_heads} heads"]
+        if problems:
+            raise InputError("pretraining: " + "; ".join(problems))
 
-def pretrain(config: PretrainingConfig, output_dir: Path, work_dir: Path, *, resume: bool = False) -> dict:
+
+def pretrain(config: PretrainingConfig, output_dir: Path, *, resume: bool = False) -> dict:
     """Train a base model and write it, with tokenizer and `pretraining.json`, to `output_dir`.
 
-    Checkpoints go to `work_dir` (about 100 MB); `resume` continues the newest one there.
+    While it runs, checkpoints stand in `output_dir/work` (about 200 MB); `resume` continues the newest one.
+
+    Returns:
+        The record, as it stands in `pretraining.json`.
 
     Raises:
-        InputError: `work_dir` holds a stopped run and `resume` is not set.
+        InputError: `output_dir` holds files and `resume` is not set, or was begun with another configuration.
     """
     import transformers
 
-    stopped = transformers.trainer_utils.get_last_checkpoint(work_dir) if work_dir.is_dir() else None
-    if stopped and not resume:
-        raise InputError(
-            f"{work_dir} holds a stopped pretraining; --resume continues it, removing the folder begins anew"
-        )
-    began = time.monotonic()
+    if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
+        raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue")
+    if (output_dir / RECORD).is_file():
+        return json.loads((output_dir / RECORD).read_text(encoding="utf-8"))  # finished before
+    work_dir = output_dir / "work"
+    stopped = _find_stopped(work_dir, config)
     splits = load_ag_news(get_profile(config.profile))
     tokenizer = train_tokenizer(list(splits.train["text"]), config, work_dir / "tokenizer")
-    rows, validation = (
-        tokenizer(list(part["text"]), add_special_tokens=False, truncation=True, max_length=config.max_length - 2)[
-            "input_ids"
-        ]
-        for part in (splits.train, splits.validation)
-    )
+    cut = {"add_special_tokens": False, "truncation": True, "max_length": config.max_length - 2}
+    rows, validation = (tokenizer(list(part["text"]), **cut)["input_ids"] for part in (splits.train, splits.validation))
     transformers.set_seed(config.seed)
     model = build_model(config)
-    tfidf = count_words(rows, config.vocab_size)
-    initialise_embeddings(model, tfidf, config)
-    trainer = _make_trainer(config, work_dir, model, rows, validation, tfidf.idf)
+    words = count_words(rows, config.vocab_size)
+    initialise_embeddings(model, words, config)
+    trainer = _make_trainer(config, work_dir, model, rows, validation, words.idf)
     trainer.train(resume_from_checkpoint=stopped)
+    log = [row for row in trainer.state.log_history if "masked_loss" in row or "eval_masked_loss" in row]
     record = {
         "config": asdict(config),
         "data": {"source": splits.source, "rows": len(rows), "sha256": fingerprint(splits.train)},
         "parameters": model.num_parameters(),
         "tokens": {"an_epoch": int(trainer.batches.lengths.sum()), "seen": int(trainer.tokens[-1])},
-        "log": [row for row in trainer.state.log_history if "masked_loss" in row or "eval_masked_loss" in row],
-        "environment": records.environment(),
-        "seconds": time.monotonic() - began,
-        "resumed": bool(stopped),
+        "log": log,
+        "environment": environment(),
+        "seconds": [row["seconds"] for row in log if "seconds" in row][-1],
     }
     _export(model, tokenizer, output_dir)
     write_atomically(output_dir / RECORD, json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(work_dir)
     return record
+
+
+def _find_stopped(work_dir: Path, config: PretrainingConfig) -> str | None:
+    """The checkpoint to continue, None to begin; the one at the last step does not count, the Trainer would overrun it."""
+    path = work_dir / "configuration.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != asdict(config):
+        raise InputError(
+            f"{work_dir.parent} was begun with another configuration, see {path}; use the same, or begin anew"
+        )
+    work_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(asdict(config), indent=1) + "\n")
+    # trainer_state.json is what the Trainer writes last.
+    steps = [int(state.parent.name.rpartition("-")[2]) for state in work_dir.glob("checkpoint-*/trainer_state.json")]
+    steps = [step for step in steps if step < config.max_steps]
+    return str(work_dir / f"checkpoint-{max(steps)}") if steps else None
 
 
 def _make_trainer(config: PretrainingConfig, work_dir: Path, model, rows, validation, idf):
@@ -129,6 +154,9 @@ def _make_trainer(config: PretrainingConfig, work_dir: Path, model, rows, valida
         def log(self, logs, start_time=None):
             if "loss" in logs:
                 steps = {"masked": config.eval_steps, "words": config.eval_steps, "contrast": config.eval_steps / 2}
+                before = [row["seconds"] for row in self.state.log_history if "seconds" in row][-1:] or [0.0]
+                logs["seconds"] = before[0] + time.monotonic() - self.lap
+                self.lap = time.monotonic()
                 logs["tokens"] = int(self.tokens[self.state.global_step - 1])
                 logs |= {f"{name}_loss": self.sums.get(name, 0.0) / steps[name] for name in steps}
                 self.sums = {}
@@ -175,7 +203,7 @@ def _make_trainer(config: PretrainingConfig, work_dir: Path, model, rows, valida
     )
     trainer.batches, trainer.tokens = batches, np.cumsum(list(_tokens_by_step(batches, config.max_steps)))
     trainer.idf = torch.from_numpy(idf).to(trainer.args.device)
-    trainer.sums = {}
+    trainer.sums, trainer.lap = {}, time.monotonic()
     return trainer
 
 

@@ -5,17 +5,11 @@ Training and evaluation write it; figures, README and model cards are drawn from
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
-import resource
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 from .checkpoints import write_atomically
-from .config import REPOSITORY
 from .errors import InputError
 
 RECORD = "run.json"
@@ -25,11 +19,6 @@ REQUIRED = (
     *("schema", "profile", "config", "adapter_config", "base", "data", "environment", "parameters"),
     *("log", "checkpoints", "shape", "lengths", "padding", "lora_norms", "timing"),
 )
-LIBRARIES = (
-    *("transformers", "datasets", "evaluate", "accelerate", "peft", "torch"),
-    *("matplotlib", "pandas", "jupyter", "scikit-learn"),
-)
-OLDEST_TESTED = {"transformers": "5.17", "torch": "2.11"}
 
 
 def write_record(run_dir: Path, record: dict) -> Path:
@@ -71,63 +60,15 @@ def training_rows(record: dict) -> list[dict]:
     return [row for row in record["log"] if "loss" in row]
 
 
-def environment() -> dict:
-    """Python, libraries, device and commit. No host name, user name, path or environment variable."""
-    import torch
+class Clock:
+    """Seconds of a run, those before it was resumed included."""
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return {
-        "python": platform.python_version(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "device": device,
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
-        "other_than_pins": check_versions(),
-    }
+    def __init__(self, began: float, before: float):
+        self.began, self.before = began, before
 
-
-def check_versions(requirements: Path = REPOSITORY / "requirements.txt") -> list[str]:
-    """Differences between the installed packages and the pins, one line each; `+cpu` and the like are ignored.
-
-    Raises:
-        InputError: a package is missing, or older than the oldest version that was tested.
-    """
-    from packaging.version import Version
-
-    pins = dict(line.split("==") for line in requirements.read_text().split() if "==" in line)
-    warnings = []
-    for name, pin in pins.items():
-        try:
-            found = Version(importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            raise InputError(
-                f"{name} is not installed; run: {sys.executable} -m pip install -r requirements.txt"
-            ) from None
-        oldest = OLDEST_TESTED.get(name)
-        if oldest and found < Version(oldest):
-            raise InputError(f"{name} is {found}, wanted {oldest} or newer (tested: {pin}); install requirements.txt")
-        if found.public != Version(pin).public:
-            warnings.append(f"{name} {found} instead of {pin}")
-    return warnings
-
-
-def stamp() -> str:
-    """The environment in a few lines, for the top of the notebook."""
-    check_versions()  # before anything else is asked of a package that may be missing
-    facts = environment()
-    versions = " · ".join(f"{name} {version}" for name, version in facts["libraries"].items())
-    commit = (facts["commit"] or "no commit")[:12] + (
-        " with uncommitted changes" if facts["uncommitted_changes"] else ""
-    )
-    lines = [f"Python {facts['python']} on {facts['platform']} · {facts['device']} · {commit}", versions]
-    if facts["other_than_pins"]:
-        lines.append("Other than the pins: " + ", ".join(facts["other_than_pins"]))
-    if not facts["device"].startswith("CPU"):
-        lines.append('A GPU is present: PROFILE = "full" trains roberta-base on it.')
-    return "\n".join(lines)
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self.before + time.monotonic() - self.began
 
 
 def lora_norms(model) -> dict[str, float]:
@@ -140,18 +81,18 @@ def lora_norms(model) -> dict[str, float]:
     return norms
 
 
-def peak_memory_mib() -> dict[str, float]:
-    """The highest resident memory of this process so far, and of the GPU's allocator, in MiB."""
-    import torch
-
-    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}  # Linux counts in KiB
-    return peak | ({"gpu": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {})
-
-
 def shape_of(model) -> dict:
-    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    attributes = {name: getattr(model.config, name, None) for name in names}
-    return attributes
+    """What the architecture figure draws: sizes of the encoder, shapes of the first adapter, of its layer and of the head."""
+    names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    layer = next(module for module in model.modules() if hasattr(module, "lora_A"))
+    return {name: getattr(model.config, name) for name in names} | {
+        "feed_forward_size": getattr(model.config, "intermediate_size", None)
+        or model.config.hidden_dim,  # DistilBERT's name
+        "W": list(layer.base_layer.weight.shape),
+        "A": list(layer.lora_A["default"].weight.shape),
+        "B": list(layer.lora_B["default"].weight.shape),
+        "head": [list(p.shape) for name, p in model.named_parameters() if "modules_to_save" in name and p.ndim == 2],
+    }
 
 
 def count_lengths(lengths) -> dict[str, int]:
@@ -160,21 +101,3 @@ def count_lengths(lengths) -> dict[str, int]:
 
     tokens, counts = np.unique(lengths, return_counts=True)
     return {str(t): int(c) for t, c in zip(tokens, counts, strict=True)}
-
-
-def _processor() -> str | None:
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return platform.processor() or None
-    names = [
-        line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-    ]
-    return names[0] if names else None
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(("git", *arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
-    except OSError:  # no git on this machine
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

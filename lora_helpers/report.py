@@ -24,7 +24,11 @@ def update_documents(*, check: bool = False) -> list[Path]:
         CheckFailed: with `check`, if a number differs from the records; nothing is written then.
         InputError: a document asks for a number that no record has.
     """
-    values, changed, wrong = collect_values(), [], []
+    try:
+        values = collect_values()
+    except KeyError as error:
+        raise InputError(f"checkpoints/evidence.json has no {error} yet; run: make evidence") from error
+    changed, wrong = [], []
     for path in [REPOSITORY / "README.md", *sorted(CHECKPOINTS.glob("*/README.md"))]:
         old = path.read_text(encoding="utf-8")
 

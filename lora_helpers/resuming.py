@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 from .checkpoints import list_checkpoints, read_manifest, verify_checkpoint
 from .config import RunConfig
 from .data import Splits
-from .errors import CheckFailed, InputError
+from .errors import CheckFailed, InputError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,10 @@ def require_same_run(start: Path, config: RunConfig, splits: Splits, allow_other
         InputError: the message shows every field or fingerprint that differs, with both values.
     """
     manifest = read_manifest(start)
-    its = RunConfig(**manifest["config"])
-    changed = config.differences(its)
+    try:
+        changed = config.portable().differences(RunConfig(**manifest["config"]))
+    except (TypeError, InputError) as error:  # fields of another version of this project
+        raise InputError(f"{start} was written by another version: {first_line(error)}; train anew") from error
     if allow_other_data:
         changed = {k: v for k, v in changed.items() if k not in ("dataset", "dataset_revision")}
     if changed:
@@ -62,5 +65,15 @@ def require_same_run(start: Path, config: RunConfig, splits: Splits, allow_other
         )
     if here != there:
         logger.warning("continuing on other data than the checkpoint's, as --allow-other-data says")
-    if manifest["step"] > config.max_steps:
-        raise InputError(f"{start} is at step {manifest['step']}, past max_steps ({config.max_steps})")
+
+
+def restore_finished(trainer, last: Path, output_dir: Path) -> None:
+    """The end of a run from its last checkpoint, copied where it is not; the Trainer would do one step more."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import TrainerState
+
+    set_peft_model_state_dict(trainer.model, load_file(last / "adapter_model.safetensors"))
+    trainer.state = TrainerState.load_from_json(last / "trainer_state.json")
+    if last.parent != output_dir.resolve():
+        shutil.copytree(last, output_dir / last.name)

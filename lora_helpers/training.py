@@ -7,26 +7,32 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 
 from . import records
 from .batching import LengthGroupedSampler, padding_costs
 from .checkpoints import (
     hash_file,
     list_checkpoints,
+    read_manifest,
     relative_to_repository,
     step_of,
 )
-from .config import RunConfig
-from .data import Splits, load_ag_news, tokenize
-from .errors import InputError
+from .config import REPOSITORY, RunConfig
+from .data import load_ag_news, tokenize
+from .environment import environment, peak_memory_mib
+from .errors import CheckFailed, InputError, first_line
 from .evaluation import trainer_metrics
-from .model import base_identity, build_model, count_parameters
-from .resuming import find_start, require_same_run
+from .model import base_identity, build_model, count_parameters, longest_input
+from .resuming import find_start, require_same_run, restore_finished
 
 logger = logging.getLogger(__name__)
+
+RUNS = REPOSITORY / "checkpoints" / "runs"
 
 
 def train(
@@ -57,53 +63,73 @@ def train(
     output_dir = Path(output_dir)
     leads = PartialState().is_main_process  # of several processes of one run, this one locks and checks for all
     if leads and not resume and output_dir.is_dir() and any(output_dir.iterdir()):
-        raise InputError(
-            f"{output_dir} holds files already; give another --output-dir, or --resume to continue its run"
-        )
+        raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue its run")
+    lock = FileLock(output_dir / ".lock", timeout=0) if leads else nullcontext()
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(output_dir / ".lock", timeout=0) if leads else nullcontext():
-            start = find_start(output_dir, resume, resume_from)
-            return _train(config, output_dir, start, allow_other_data)
+        with lock:
+            try:
+                return _train(config, output_dir, find_start(output_dir, resume, resume_from), allow_other_data)
+            finally:
+                if leads and {path.name for path in output_dir.iterdir()} <= {".lock"}:
+                    shutil.rmtree(output_dir)  # nothing was made, so nothing should be in the way
     except Timeout:
-        raise InputError(
-            f"{output_dir}: another process is training there; wait for it or give another folder"
-        ) from None
+        raise InputError(f"{output_dir}: another process is training there; wait, or give another folder") from None
+    except UnpicklingError as error:  # weights_only=True refuses whatever is no tensor
+        raise CheckFailed(f"optimizer, scheduler or random state cannot be read: {first_line(error)}") from error
     except OSError as error:
-        raise InputError(
-            f"{output_dir}: {error.strerror or error}; free space or give a folder that can be written"
-        ) from error
+        saved = ", ".join(folder.name for folder in list_checkpoints(output_dir)[-1:]) or "none"
+        reason = f"{error.strerror or first_line(error)}{f' ({error.filename})' if error.filename else ''}"
+        raise InputError(f"{output_dir}: {reason}; last whole checkpoint: {saved}; mend that, then --resume") from error
 
 
-def next_run_dir(profile: str, runs: Path) -> Path:
-    """The next free `runs/PROFILE-N`."""
+def next_run_dir(profile: str, runs: Path = RUNS) -> Path:
+    """The next free `runs/PROFILE-N`, the same for every process of a run."""
+    from accelerate.utils import broadcast_object_list
+
     numbers = [path.name.removeprefix(f"{profile}-") for path in runs.glob(f"{profile}-*")]
     taken = [int(number) for number in numbers if number.isdigit()]  # mini-agnews-3 is no run of mini
-    return runs / f"{profile}-{max(taken, default=0) + 1}"
+    return Path(broadcast_object_list([str(runs / f"{profile}-{max(taken, default=0) + 1}")])[0])
 
 
 def _train(config: RunConfig, output_dir: Path, start: Path | None, allow_other_data: bool) -> dict:
     began = time.monotonic()
+    facts = environment()
     splits = load_ag_news(config)
     if start:
         require_same_run(start, config, splits, allow_other_data)
+        if (
+            start.parent == output_dir.resolve()
+            and step_of(start) == config.max_steps
+            and (output_dir / records.RECORD).is_file()
+        ):
+            return records.read_record(output_dir)  # finished before
     model, tokenizer = build_model(config)
+    if config.max_length > longest_input(model):
+        raise InputError(
+            f"max_length is {config.max_length}, but {config.base_model} has {longest_input(model)} positions"
+        )
     encoded = tokenize(splits.train, tokenizer, config.max_length)
-    lengths = encoded["length"]
     validation = tokenize(splits.validation, tokenizer, config.max_length).sort("length")  # like lengths share a batch
     details = {
-        "config": config.to_dict(),
+        "config": config.portable().to_dict(),
         "base": base_identity(config.base_model, config.base_revision),
-        "data": {"source": splits.source, "rows": _count(splits), "sha256": splits.fingerprints()},
+        "data": {
+            "source": splits.source,
+            "rows": {"train": len(splits.train), "validation": len(splits.validation)},
+            "sha256": splits.fingerprints(),
+        },
+        "environment": facts,
     }
-    trainer = _make_trainer(config, output_dir, model, tokenizer, encoded, validation, details)
+    clock = records.Clock(began, before=read_manifest(start)["seconds"] if start else 0.0)
+    trainer = _make_trainer(config, output_dir, model, tokenizer, encoded, validation, details, clock)
     if start:
         logger.info("resuming %s at step %d", relative_to_repository(start), step_of(start))
     if start and step_of(start) == config.max_steps:
-        _restore_finished(trainer, start)
+        restore_finished(trainer, start, output_dir)
     else:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
-    record = _make_record(config, output_dir, trainer, details, lengths, time.monotonic() - began)
+    record = details | _make_record(config, output_dir, trainer, encoded["length"], clock)
     if start:
         record["resumed_from"] = {"checkpoint": relative_to_repository(start), "other_data_allowed": allow_other_data}
     if trainer.is_world_process_zero():
@@ -111,10 +137,10 @@ def _train(config: RunConfig, output_dir: Path, start: Path | None, allow_other_
     return record
 
 
-def _make_trainer(config, output_dir, model, tokenizer, train_rows, validation_rows, details):
+def _make_trainer(config, output_dir, model, tokenizer, train_rows, validation_rows, details, clock):
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
 
-    from .callbacks import RunCallback
+    from .callbacks import RunCallback, require_finite
 
     sampler = LengthGroupedSampler(train_rows["length"], config.batch_size, order=config.batch_order, seed=config.seed)
 
@@ -123,6 +149,12 @@ def _make_trainer(config, output_dir, model, tokenizer, train_rows, validation_r
 
         def _get_train_sampler(self, train_dataset=None):
             return sampler
+
+        def training_step(self, *arguments, **named):
+            loss = super().training_step(*arguments, **named)
+            if loss.device.type == "cpu":  # on a GPU the look would cost a wait at every step; there the log tells
+                require_finite(loss.item(), self.state.global_step + 1, config.learning_rate)
+            return loss
 
     trainer = FineTuningTrainer(
         model=model,
@@ -134,18 +166,8 @@ def _make_trainer(config, output_dir, model, tokenizer, train_rows, validation_r
         compute_metrics=trainer_metrics,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(RunCallback(config, details))
+    trainer.add_callback(RunCallback(config, details, clock, sampler))
     return trainer
-
-
-def _restore_finished(trainer, last: Path) -> None:
-    """The state at the end of a run that was stopped after its last checkpoint; the Trainer would do one step more."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-    from transformers import TrainerState
-
-    set_peft_model_state_dict(trainer.model, load_file(last / "adapter_model.safetensors"))
-    trainer.state = TrainerState.load_from_json(last / "trainer_state.json")
 
 
 def _make_arguments(config: RunConfig, output_dir: Path):
@@ -153,17 +175,20 @@ def _make_arguments(config: RunConfig, output_dir: Path):
     import torch
     from transformers import TrainingArguments
 
+    from .callbacks import require_tracker
+
     same_name = (
         *("max_steps", "eval_steps", "save_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
         *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
         *("label_smoothing_factor", "seed", "report_to"),
     )
-    mixed = config.mixed_precision and _on_gpu()
+    # T4 and older emulate bf16, slowly, and have no TF32.
+    mixed = config.mixed_precision and _on_gpu() and torch.cuda.is_bf16_supported(including_emulation=False)
     world_size = _world_size()
     if config.batch_size % world_size:
         raise InputError(f"batch_size {config.batch_size} cannot be shared by {world_size} processes; take a multiple")
-    _require_tracker(config.report_to)
-    return TrainingArguments(
+    require_tracker(config.report_to)
+    arguments = TrainingArguments(
         output_dir=str(output_dir),
         **{name: getattr(config, name) for name in same_name},
         per_device_train_batch_size=config.batch_size // world_size,
@@ -176,36 +201,26 @@ def _make_arguments(config: RunConfig, output_dir: Path):
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
         disable_tqdm=True,  # our callback draws one bar, in a terminal and in a notebook alike
-        bf16=mixed and torch.cuda.is_bf16_supported(),
+        bf16=mixed,
         tf32=True if mixed else None,
         dataloader_pin_memory=_on_gpu(),
         dataloader_num_workers=2 if _on_gpu() else 0,
         optim="adamw_torch_fused",
     )
+    if arguments.n_gpu > 1:  # without a launcher the Trainer would feed each GPU a batch of its own: 16 would be 32
+        arguments._n_gpu = 1
+    return arguments
 
 
-def _require_tracker(name: str) -> None:
-    from transformers.integrations import get_reporting_integration_callbacks
-
-    try:
-        for callback in get_reporting_integration_callbacks([] if name == "none" else [name]):
-            callback()
-    except (ValueError, RuntimeError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"report_to is {name!r}: {reason}; install the tracker, or use none") from error
-
-
-def _make_record(config, output_dir, trainer, details, lengths, seconds) -> dict:
+def _make_record(config: RunConfig, output_dir: Path, trainer, lengths, clock: records.Clock) -> dict:
     checkpoints = list_checkpoints(output_dir)
-    # Wall-time fields of the Trainer's rows say nothing about the run's result; they stay for the curious.
     log = [row for row in trainer.state.log_history if "loss" in row or "eval_loss" in row]
     accuracy = {row["step"]: row["eval_accuracy"] for row in log if "eval_accuracy" in row}
     saved = {step_of(c): accuracy.get(step_of(c)) for c in checkpoints}
-    return details | {
+    return {
         "schema": records.SCHEMA,
         "profile": config.profile,
         "adapter_config": json.loads((checkpoints[-1] / "adapter_config.json").read_text()),
-        "environment": records.environment(),
         "world_size": trainer.args.world_size,
         "parameters": count_parameters(trainer.model),
         "shape": records.shape_of(trainer.model),
@@ -222,12 +237,8 @@ def _make_record(config, output_dir, trainer, details, lengths, seconds) -> dict
         "lengths": records.count_lengths(lengths),
         "padding": padding_costs(lengths, config.batch_size, seed=config.seed),
         "lora_norms": records.lora_norms(trainer.model),
-        "timing": {"seconds": seconds, "peak_memory_mib": records.peak_memory_mib()},
+        "timing": {"seconds": clock.seconds(), "peak_memory_mib": peak_memory_mib()},
     }
-
-
-def _count(splits: Splits) -> dict[str, int]:
-    return {"train": len(splits.train), "validation": len(splits.validation)}
 
 
 def _on_gpu() -> bool:

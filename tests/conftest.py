@@ -49,7 +49,7 @@ def tiny_base(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(tiny_base):
     """Three epochs of a tiny run with dropout, length grouping and checkpoints inside epochs 2 and 3."""
     return get_profile(

@@ -161,6 +161,21 @@ def test_a_base_with_other_bytes_is_refused(copy, tiny_base):
         config.write_text(text)
 
 
+def test_a_head_that_neither_the_file_nor_the_base_brings_is_refused(foreign):
+    """PEFT asks only for what its own configuration lists; the rest would stay as it was drawn."""
+    change_weights(foreign, lambda weights: [weights.pop(n) for n in list(weights) if "classifier.dense" in n])
+    with pytest.raises(CheckFailed, match="missing .*classifier.dense"):
+        verify_checkpoint(foreign)
+
+
+def test_a_control_on_a_random_base_cannot_pass_for_a_model(copy):
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["config"]["random_base"] = True
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckFailed, match="random weights"):
+        verify_checkpoint(copy)
+
+
 def test_an_adapter_that_was_never_trained_gets_a_notice(foreign):
     def zero(weights):
         for name in weights:

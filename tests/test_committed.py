@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lora_helpers import training
-from lora_helpers.checkpoints import list_checkpoints
+from lora_helpers.checkpoints import hash_file, list_checkpoints, step_of
 from lora_helpers.config import REPOSITORY, get_profile
 from lora_helpers.evidence import read_evidence
 from lora_helpers.inference import Classifier
@@ -62,6 +62,8 @@ def test_the_base_was_pretrained_on_the_training_rows_of_mini_agnews_alone():
 def test_the_committed_run_is_the_profile(profile):
     record = read_record(CHECKPOINTS / profile)
     assert record["config"] == get_profile(profile).to_dict()
+    hashes = {step_of(c): hash_file(c / "adapter_model.safetensors") for c in list_checkpoints(CHECKPOINTS / profile)}
+    assert hashes == {int(step): c["adapter_sha256"] for step, c in record["checkpoints"].items()}
     steps = [int(c.name.rpartition("-")[2]) for c in list_checkpoints(CHECKPOINTS / profile)]
     assert steps == sorted(map(int, record["checkpoints"]))
     if profile == "mini-agnews":

@@ -82,4 +82,4 @@ def test_another_data_set_drops_the_old_commit(tmp_path):
     ],
 )  # fmt: skip
 def test_the_command_line_gives_fields_their_type(name, text, value):
-    assert parse_field(name, text) == value
+    assert parse_field(RunConfig, name, text) == value

@@ -64,3 +64,46 @@ def test_the_losses_fall_when_trained(rows):
         optimizer.zero_grad()
         history.append({name: loss.item() for name, loss in found.items()})
     assert all(history[-1][name] < history[0][name] - 0.3 for name in history[0])
+
+
+def test_a_stopped_pretraining_resumes_to_the_same_weights(tmp_path):
+    """On the bundled corpus: 20 steps, stopped at 10 and continued; then the base loads like any other."""
+    import json
+    import shutil
+
+    from safetensors.torch import load_file
+
+    from lora_helpers.config import get_profile
+    from lora_helpers.errors import InputError
+    from lora_helpers.model import build_model
+    from lora_helpers.pretraining import RECORD, pretrain
+
+    config = PretrainingConfig(
+        profile="mini", vocab_size=1000, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        batch_tokens=1024, max_steps=20, eval_steps=5, save_steps=10, warmup_steps=2,
+    )  # fmt: skip
+    keep = tmp_path / "keep"
+
+    def copy_at_10(folder, *arguments, _stock=shutil.rmtree, **named):
+        if str(folder).endswith("work"):
+            shutil.copytree(folder, keep)
+        _stock(folder, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", copy_at_10)
+        record = pretrain(config, tmp_path / "whole")
+    shutil.rmtree(keep / "checkpoint-20")
+    shutil.copytree(keep, tmp_path / "stopped" / "work")
+    with pytest.raises(InputError, match="holds files already"):
+        pretrain(config, tmp_path / "stopped")
+    again = pretrain(config, tmp_path / "stopped", resume=True)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    losses_of = [[row.get("masked_loss") for row in r["log"]] for r in (record, again)]
+    assert losses_of[0] == losses_of[1]
+    assert json.loads((tmp_path / "whole" / RECORD).read_text()) == record
+    model, _ = build_model(get_profile("mini", base_model=str(tmp_path / "whole")))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    shutil.copytree(keep, tmp_path / "other" / "work")
+    with pytest.raises(InputError, match="another configuration"):
+        pretrain(PretrainingConfig(**record["config"] | {"seed": 1}), tmp_path / "other", resume=True)

@@ -1,5 +1,6 @@
 import json
 import math
+import pickle
 import shutil
 
 import pytest
@@ -23,15 +24,9 @@ def last_bytes(run_dir):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, tiny_base):
-    from lora_helpers.config import get_profile
-
-    config = get_profile(
-        "mini", base_model=str(tiny_base), max_length=32, base_dropout=0.1, lora_dropout=0.1,
-        max_steps=150, eval_steps=10, save_steps=70, warmup_steps=5,
-    )  # fmt: skip
+def unbroken(tmp_path_factory, tiny_config):
     run_dir = tmp_path_factory.mktemp("runs") / "unbroken"
-    return config, run_dir, train(config, run_dir)
+    return tiny_config, run_dir, train(tiny_config, run_dir)
 
 
 def test_the_first_evaluation_has_an_accuracy_and_the_last_step_is_logged(unbroken):
@@ -46,12 +41,13 @@ def test_the_first_evaluation_has_an_accuracy_and_the_last_step_is_logged(unbrok
 
 
 def test_a_record_holds_no_machine_path_and_no_environment(unbroken, monkeypatch):
-    _, run_dir, record = unbroken
+    config, run_dir, record = unbroken
     text = (run_dir / "run.json").read_text()
     import os
     import socket
 
     secrets = [str(run_dir.parent), socket.gethostname(), os.environ.get("HOME", "/root") + "/"]
+    assert f'"{config.base_model}' not in text  # a folder outside the repository is named relative to it
     adapter = (list_checkpoints(run_dir)[0] / "adapter_config.json").read_text()
     for secret in secrets:
         assert secret not in text and f'"{secret}' not in adapter
@@ -132,8 +128,49 @@ def test_resuming_on_other_data_is_refused_unless_allowed(unbroken, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tiny_config, tmp_path):
-    with pytest.raises(CheckFailed, match="at step 10"):
+    with pytest.raises(CheckFailed, match="at step 2;"):
         train(tiny_config.replace(learning_rate=1e38, max_grad_norm=1e38, warmup_steps=0), tmp_path / "run")
+
+
+def test_resuming_the_last_checkpoint_elsewhere_is_that_checkpoint(unbroken, tmp_path):
+    config, run_dir, record = unbroken
+    again = train(config, tmp_path / "copy", resume_from=run_dir / "checkpoint-150")
+    assert last_bytes(tmp_path / "copy") == last_bytes(run_dir) and facts(again) == facts(record)
+
+
+def test_resuming_a_finished_run_changes_nothing(unbroken):
+    config, run_dir, record = unbroken
+    before = (run_dir / "run.json").read_bytes()
+    assert train(config, run_dir, resume=True) == record
+    assert (run_dir / "run.json").read_bytes() == before
+
+
+def test_a_run_that_could_not_begin_leaves_no_folder(tiny_config, tmp_path):
+    for wrong in ({"lora_targets": ("nothing",)}, {"max_length": 100}):
+        with pytest.raises(InputError):
+            train(tiny_config.replace(**wrong), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_no_pickle_is_executed_to_resume(unbroken, tmp_path):
+    from lora_helpers.checkpoints import read_manifest, seal
+
+    config, run_dir, _ = unbroken
+    start, planted = tmp_path / "run" / "checkpoint-70", tmp_path / "planted"
+    shutil.copytree(run_dir / "checkpoint-70", start)
+    (start / "optimizer.pt").write_bytes(pickle.dumps(Bomb(planted)))
+    seal(start, {k: v for k, v in read_manifest(start).items() if k != "files"})
+    with pytest.raises(CheckFailed, match="optimizer"):
+        train(config, tmp_path / "new", resume_from=start)
+    assert not planted.exists()
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
 
 
 def test_two_processes_never_train_into_one_folder(tiny_config, tmp_path):

@@ -1,0 +1,118 @@
+"""Where code runs: Python, libraries, device, commit; and how that differs from what was tested.
+
+Nothing but the standard library is imported at the top, so that a missing package ends in a sentence.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from .config import REPOSITORY
+from .errors import InputError
+
+LIBRARIES = (
+    *("transformers", "datasets", "evaluate", "accelerate", "peft", "torch"),
+    *("matplotlib", "pandas", "jupyter", "scikit-learn"),
+)
+OLDEST_TESTED = {"transformers": "5.17", "torch": "2.11"}
+
+
+def environment() -> dict:
+    """Python, libraries, device and commit. No host name, user name, path or environment variable."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    faults, differences = compare_with_pins()
+    return {
+        "python": platform.python_version(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "device": device,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "other_than_pins": faults + differences,
+    }
+
+
+def compare_with_pins(requirements: Path = REPOSITORY / "requirements.txt") -> tuple[list[str], list[str]]:
+    """Installed packages against the pins: (missing or too old, merely different); `+cpu` and the like are ignored."""
+    faults, differences = [], []
+    for pin in requirements.read_text(encoding="utf-8").split("\n"):
+        name, _, wanted = pin.partition("==")
+        found = _version(name) if wanted else None
+        if wanted and found is None:
+            faults.append(f"{name} is not installed")
+        elif wanted and _numbers(found) < _numbers(OLDEST_TESTED.get(name, "0")):
+            faults.append(f"{name} is {found}, wanted {OLDEST_TESTED[name]} or newer")
+        elif wanted and found.partition("+")[0] != wanted:
+            differences.append(f"{name} {found} instead of {wanted}")
+    return faults, differences
+
+
+def stamp() -> str:
+    """The environment in a few lines, for the top of the notebook.
+
+    Raises:
+        InputError: a package is missing, or older than the oldest version that was tested.
+    """
+    faults, _ = compare_with_pins()
+    if faults:
+        raise InputError(f"{'; '.join(faults)}; run: {Path(sys.executable).name} -m pip install -r requirements.txt")
+    facts = environment()
+    versions = " · ".join(f"{name} {version}" for name, version in facts["libraries"].items())
+    commit = (facts["commit"] or "no commit")[:12]
+    if facts["uncommitted_changes"]:
+        commit += " with uncommitted changes"
+    lines = [f"Python {facts['python']} on {facts['platform']} · {facts['device']} · {commit}", versions]
+    if facts["other_than_pins"]:
+        lines.append("Other than the pins: " + ", ".join(facts["other_than_pins"]))
+    if not facts["device"].startswith("CPU"):
+        lines.append('A GPU is present: PROFILE = "full" trains roberta-base on it.')
+    return "\n".join(lines)
+
+
+def peak_memory_mib() -> dict[str, float]:
+    """The highest resident memory of this process so far, and of the GPU's allocator, in MiB; what is not to be had is left out."""
+    import torch
+
+    peak = {"gpu": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}
+    try:
+        import resource
+    except ImportError:  # Windows
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return peak | {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`5.23.0+cpu` as (5, 23, 0)."""
+    return tuple(int(part) for part in version.partition("+")[0].split(".") if part.isdigit())
+
+
+def _processor() -> str | None:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(("git", *arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    except OSError:  # no git on this machine
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
