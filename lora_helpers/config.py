@@ -180,10 +180,10 @@ _MINI = RunConfig(
     stratified=True,
     max_length=128,
     batch_order="length-grouped",
-    max_steps=400,
+    max_steps=300,
     eval_steps=20,
     save_steps=100,
-    learning_rate=2e-3,
+    learning_rate=1e-3,
     warmup_steps=20,
     mixed_precision=True,
 )
@@ -200,6 +200,7 @@ PROFILES = {
         max_steps=2400,
         eval_steps=100,
         save_steps=500,
+        learning_rate=2e-3,
         warmup_steps=100,
     ),
     # The published course recipe, number by number (the defaults above).

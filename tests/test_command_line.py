@@ -8,7 +8,7 @@ import pytest
 from lora_helpers.__main__ import main
 from lora_helpers.config import REPOSITORY
 
-CHECKPOINT = str(REPOSITORY / "checkpoints" / "mini" / "checkpoint-400")
+CHECKPOINT = str(REPOSITORY / "checkpoints" / "mini" / "checkpoint-300")
 
 
 def run(*arguments):
