@@ -137,16 +137,21 @@ def draw_confusion(record: dict) -> Figure:
 def draw_reliability(record: dict) -> Figure:
     """Accuracy by confidence on the test split, with the number of rows behind each point."""
     calibration = record["test"]["calibration"]
-    confidence, accuracy, count = (_column(calibration["bins"], key) for key in ("confidence", "accuracy", "count"))
+    confidence, accuracy, count = (
+        np.array(_column(calibration["bins"], k)) for k in ("confidence", "accuracy", "count")
+    )
+    enough = count >= 10  # fewer rows say nothing about a share; their bars stay
     figure, axes = _axes(size=(5.4, 4.8))
     axes.plot([0.25, 1], [0.25, 1], color=GREY, ls=":", label="perfectly calibrated")
-    axes.plot(confidence, accuracy, color=BLUE, marker="o", label="this model")
+    axes.plot(
+        confidence[enough], accuracy[enough], color=BLUE, marker="o", label="this model (bins of 10 rows and more)"
+    )
     rows = axes.twinx()
     rows.bar(confidence, count, width=0.03, color=ORANGE, alpha=0.35)
     rows.set(ylabel="test rows (bars, log scale)", yscale="log")
     axes.set(xlabel="confidence (probability of the predicted class)", ylabel="share of rows right", ylim=(0, 1.02))
     axes.set_title(f"Reliability: expected calibration error {calibration['ece']:.3f}")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper left", fontsize=9)
     return figure
 
 
