@@ -6,11 +6,14 @@ export PROFILE
 
 .PHONY: run test lint evidence notebook figures report clean
 
+# The second pass folds the progress bars' many states into their last one.
+EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.record_timing=False
+FOLD := $(BIN)/jupyter nbconvert --to notebook --inplace --CoalesceStreamsPreprocessor.enabled=True
+
 run: .venv/installed  ## execute the notebook from top to bottom; the executed copy goes to checkpoints/runs/
 	mkdir -p checkpoints/runs
-	$(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 \
-	  --CoalesceStreamsPreprocessor.enabled=True --ExecutePreprocessor.record_timing=False \
-	  --output-dir checkpoints/runs roberta_lora_agnews.ipynb
+	$(EXECUTE) --output-dir checkpoints/runs roberta_lora_agnews.ipynb
+	$(FOLD) checkpoints/runs/roberta_lora_agnews.ipynb
 
 test: .venv/installed-dev  ## run the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
@@ -24,8 +27,8 @@ evidence: .venv/installed  ## rerun the committed runs, controls and baselines (
 	$(BIN)/python -m lora_helpers report
 
 notebook: .venv/installed  ## execute the committed notebook in place
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 \
-	  --CoalesceStreamsPreprocessor.enabled=True --ExecutePreprocessor.record_timing=False roberta_lora_agnews.ipynb
+	$(EXECUTE) --inplace roberta_lora_agnews.ipynb
+	$(FOLD) roberta_lora_agnews.ipynb
 
 figures: .venv/installed
 	$(BIN)/python -m lora_helpers figures
