@@ -28,7 +28,7 @@ def test_20_steps_then_a_new_process_computes_the_same_logits(
 ):
     monkeypatch.setenv("ROBERTA_BASE_DIR", str(roberta_base_dir))
     run_dir = tmp_path / "run"
-    fields = {"max-steps": 20, "batch-size": 2, "validation-size": 64, "eval-steps": 10, "save-steps": 20}
+    fields = {"max-steps": 20, "batch-size": 2, "validation-size": 64, "eval-steps": 20, "save-steps": 20}
     flags = [str(part) for name, value in fields.items() for part in (f"--{name}", value)]
     command = [sys.executable, "-m", "lora_helpers", "train", profile, "--output-dir", str(run_dir), *flags]
     subprocess.run(command, cwd=REPOSITORY, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
