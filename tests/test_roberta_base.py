@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -27,6 +28,10 @@ def test_20_steps_then_a_new_process_computes_the_same_logits(
     profile, roberta_base_dir, ag_news_dir, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("ROBERTA_BASE_DIR", str(roberta_base_dir))
+    (tmp_path / "ag_news").mkdir()
+    with (ag_news_dir / "train.csv").open(encoding="utf-8") as rows:  # a row a line in this file
+        (tmp_path / "ag_news" / "train.csv").write_text("".join(islice(rows, 2000)), encoding="utf-8")
+    monkeypatch.setenv("AG_NEWS_DIR", str(tmp_path / "ag_news"))
     run_dir = tmp_path / "run"
     fields = {"max-steps": 20, "batch-size": 2, "validation-size": 64, "eval-steps": 20, "save-steps": 20}
     flags = [str(part) for name, value in fields.items() for part in (f"--{name}", value)]
