@@ -110,6 +110,7 @@ def _flag(name: str) -> str:
 
 
 def _train(options) -> None:
+    from .records import validation_rows
     from .training import next_run_dir, train
 
     config = get_profile(options.profile, **_given_fields(options, RunConfig))
@@ -123,7 +124,7 @@ def _train(options) -> None:
         resume_from=options.resume_from,
         allow_other_data=options.allow_other_data,
     )
-    last = [row for row in record["log"] if "eval_accuracy" in row][-1]
+    last = validation_rows(record)[-1]
     print(f"{output_dir}: step {last['step']}, validation accuracy {last['eval_accuracy']:.4f}")
 
 
@@ -165,16 +166,20 @@ def _predict(options) -> None:
 
 def _load(classifier, checkpoint: Path):
     loaded = classifier.from_checkpoint(checkpoint)
-    for notice in loaded.verification.notices:
-        print(f"notice: {notice}", file=sys.stderr)
+    _show_notices(loaded.verification)
     return loaded
+
+
+def _show_notices(verification) -> None:
+    for notice in verification.notices:
+        print(f"notice: {notice}", file=sys.stderr)
 
 
 def _figures(options) -> None:
     from .figures import draw_figures
+    from .records import COMMITTED_RUNS
 
-    run_dirs = options.run_dirs or [REPOSITORY / "checkpoints" / "mini-agnews", REPOSITORY / "checkpoints" / "mini"]
-    for path in draw_figures(run_dirs, options.output_dir):
+    for path in draw_figures(options.run_dirs or COMMITTED_RUNS, options.output_dir):
         print(path)
 
 
@@ -182,8 +187,7 @@ def _verify(options) -> None:
     from .checkpoints import verify_checkpoint
 
     found = verify_checkpoint(options.checkpoint)
-    for notice in found.notices:
-        print(f"notice: {notice}", file=sys.stderr)
+    _show_notices(found)
     print(f"{options.checkpoint}: whole; {found.files} checksums and {found.tensors} tensors as they should be")
 
 

@@ -22,7 +22,7 @@ from .environment import environment
 from .errors import InputError
 from .evaluation import evaluate_classifier, scores
 from .inference import Classifier
-from .records import read_record, validation_rows, write_record
+from .records import COMMITTED_RUNS, read_record, validation_rows, write_record
 from .training import RUNS, next_run_dir, train
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def draw() -> None:
     """figures/ from the committed records."""
     from .figures import draw_figures
 
-    draw_figures([CHECKPOINTS / "mini-agnews", CHECKPOINTS / "mini"], REPOSITORY / "figures")
+    draw_figures(COMMITTED_RUNS, REPOSITORY / "figures")
 
 
 PARTS = {

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 from .checkpoints import write_atomically
+from .config import REPOSITORY
 from .errors import InputError
 
 RECORD = "run.json"
+COMMITTED_RUNS = [REPOSITORY / "checkpoints" / profile for profile in ("mini-agnews", "mini")]
 SCHEMA = 1
 # What a run record must hold to be drawn and reported.
 REQUIRED = (

@@ -99,3 +99,13 @@ def roberta_base_dir(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
     return folder
+
+
+class Bomb:
+    """A pickle of it creates the file `path` when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))

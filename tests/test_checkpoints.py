@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Bomb
 from safetensors.torch import load_file, save_file
 
 from lora_helpers.checkpoints import MANIFEST, WEIGHTS, load_checkpoint, verify_checkpoint
@@ -184,14 +185,6 @@ def test_an_adapter_that_was_never_trained_gets_a_notice(foreign):
 
     change_weights(foreign, zero)
     assert any("never trained" in notice for notice in verify_checkpoint(foreign).notices)
-
-
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 def test_no_pickle_is_ever_executed(foreign, tmp_path):

@@ -4,6 +4,7 @@ import pickle
 import shutil
 
 import pytest
+from conftest import Bomb
 
 from lora_helpers.checkpoints import hash_file, list_checkpoints
 from lora_helpers.errors import CheckFailed, InputError
@@ -163,14 +164,6 @@ def test_no_pickle_is_executed_to_resume(unbroken, tmp_path):
     with pytest.raises(CheckFailed, match="optimizer"):
         train(config, tmp_path / "new", resume_from=start)
     assert not planted.exists()
-
-
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 def test_two_processes_never_train_into_one_folder(tiny_config, tmp_path):
