@@ -4,7 +4,7 @@ PROFILE ?= mini
 BIN := .venv/bin
 export PROFILE
 
-.PHONY: run test lint evidence notebook figures report clean
+.PHONY: run test lint drill evidence notebook figures report clean
 
 # The second pass folds the progress bars' many states into their last one.
 EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.record_timing=False
@@ -25,6 +25,9 @@ lint: .venv/installed-dev  ## ruff, notebook included
 evidence: .venv/installed  ## rerun the committed runs, controls and baselines (needs AG News; PARTS="mini baselines")
 	$(BIN)/python -m lora_helpers evidence $(PARTS)
 	$(BIN)/python -m lora_helpers report
+
+drill: .venv/installed-dev  ## kills, faults and bad input in full; the counts go to checkpoints/reliability.json
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/drill.py
 
 notebook: .venv/installed  ## execute the committed notebook in place
 	$(EXECUTE) --inplace roberta_lora_agnews.ipynb

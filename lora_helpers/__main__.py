@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -38,8 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print("stopped; a training run goes on from its last whole checkpoint with --resume", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        if os.environ.get("RANK", "0") == "0":  # of several processes, which all are stopped, one says so
+            print(stop if str(stop) else "stopped", file=sys.stderr)
         return 130
 
 
@@ -85,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     verify = _add(commands, "verify", _verify, "check a checkpoint: checksums, keys, shapes")
     verify.add_argument("checkpoint", type=Path)
 
+    bench = _add(commands, "bench", _bench, "measure training and prediction beside what people use today")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the record there")
+
     pretrain = _add(commands, "pretrain", _pretrain, "rebuild the bundled base model from AG News text")
     pretrain.add_argument("--output-dir", type=Path, help="default: checkpoints/runs/roberta-mini")
     pretrain.add_argument("--resume", action="store_true", help="continue a run that was stopped")
@@ -110,6 +115,7 @@ def _flag(name: str) -> str:
 
 
 def _train(options) -> None:
+    from .processes import leads
     from .records import validation_rows
     from .training import next_run_dir, train
 
@@ -125,7 +131,8 @@ def _train(options) -> None:
         allow_other_data=options.allow_other_data,
     )
     last = validation_rows(record)[-1]
-    print(f"{output_dir}: step {last['step']}, validation accuracy {last['eval_accuracy']:.4f}")
+    if leads():
+        print(f"{output_dir}: step {last['step']}, validation accuracy {last['eval_accuracy']:.4f}")
 
 
 def _evaluate(options) -> None:
@@ -133,8 +140,7 @@ def _evaluate(options) -> None:
     from .evaluation import evaluate_classifier
     from .inference import Classifier
 
-    if options.json and (options.json.exists() or not options.json.parent.is_dir()):
-        raise InputError(f"{options.json}: exists already, or its folder does not; name another file")
+    _require_new_json(options.json)
     if options.data not in ("hub", BUNDLED) and not Path(options.data).is_dir():
         raise InputError(f"--data is {options.data!r}, wanted hub, bundled or a folder with {options.split}.csv")
     dataset = AG_NEWS if options.data == "hub" else options.data
@@ -189,6 +195,28 @@ def _verify(options) -> None:
     found = verify_checkpoint(options.checkpoint)
     _show_notices(found)
     print(f"{options.checkpoint}: whole; {found.files} checksums and {found.tensors} tensors as they should be")
+
+
+def _require_new_json(path: Path | None) -> None:
+    if path and (path.exists() or not path.parent.is_dir()):
+        raise InputError(f"{path}: exists already, or its folder does not; name another file")
+
+
+def _bench(options) -> None:
+    import pandas as pd
+
+    from .benchmark import run_benchmark
+    from .environment import environment
+
+    _require_new_json(options.json)
+    record = run_benchmark() | {"environment": environment()}
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(pd.DataFrame(record["rows"]).round(3).to_string(index=False))
+    print(f"ceiling, a matrix product alone: {record['ceiling_gflops']:.0f} GFLOP/s")
+    for model, trainer in record["trainer"].items():
+        rates = ", ".join(f"{way} {row['rows_per_second']:.1f}" for way, row in record["prediction"][model].items())
+        print(f"{model}: the Trainer adds {trainer['overhead']:.1%} to the step; rows labelled a second: {rates}")
 
 
 def _pretrain(options) -> None:

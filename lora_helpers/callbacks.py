@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import shutil
 from pathlib import Path
 
-from accelerate import PartialState
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 
-from .checkpoints import seal
 from .config import RunConfig
 from .errors import CheckFailed, InputError, first_line
+from .manifests import seal
+from .processes import this_process, told_once
 
 
 class RunCallback(TrainerCallback):
@@ -25,14 +28,17 @@ class RunCallback(TrainerCallback):
         config: the run.
         details: what a checkpoint's manifest says beside step, seconds and files.
         clock: its `seconds()` go into the manifest, so that a resumed run adds to them.
-        sampler: gets its epoch here, since neither accelerate nor the Trainer reaches it below a process's shard.
+        sampler: gets its epoch here; how far accelerate and the Trainer reach below a loader changes with their versions.
     """
 
     def __init__(self, config: RunConfig, details: dict, clock, sampler):
         self.config, self.details, self.clock, self.sampler = config, details, clock, sampler
+        self.bar = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         hidden = not state.is_world_process_zero
+        if args.process_index:  # the Trainer seeds all alike, and the same units would drop out in every process
+            torch.manual_seed(args.seed + args.process_index)
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -42,11 +48,18 @@ class RunCallback(TrainerCallback):
             disable=hidden,
         )
         self.shown = {}
+        require_room(Path(args.output_dir), kwargs["model"])
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update(1)
         if state.global_step == state.max_steps:
             control.should_log = control.should_evaluate = True
+        if control.should_save:
+            require_room(Path(args.output_dir), kwargs["model"])
+            # A folder that stands there was skipped to resume; nothing of it may be sealed.
+            if state.is_world_process_zero:
+                shutil.rmtree(_checkpoint_folder(args, state), ignore_errors=True)
+            this_process().wait_for_everyone()
         return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -60,11 +73,10 @@ class RunCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
     def on_save(self, args, state, control, **kwargs):
-        PartialState().wait_for_everyone()  # every process writes its own random state
+        this_process().wait_for_everyone()  # every process writes its own random state
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             seal(
-                folder,
+                _checkpoint_folder(args, state),
                 {
                     "step": state.global_step,
                     "seconds": self.clock.seconds(),
@@ -72,17 +84,39 @@ class RunCallback(TrainerCallback):
                     **self.details,
                 },
             )
-        PartialState().wait_for_everyone()
+        this_process().wait_for_everyone()
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+    def close(self) -> None:
+        """End the bar's line, so that what is said next, an error perhaps, begins a new one."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _checkpoint_folder(args, state) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def require_room(folder: Path, model) -> None:
+    """Refuse to begin a checkpoint that would not fit, before it fills the disk.
+
+    Raises:
+        OSError: what is free there, and what is needed: 4 bytes for each trained weight and for its two moments in
+            AdamW, and 4 MiB for tokenizer, log and states.
+    """
+    needed = 3 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) + 2**22
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{free / 2**20:.1f} MiB are free, a checkpoint needs {needed / 2**20:.1f} MiB")
 
 
 def require_finite(loss: float, step: int, learning_rate: float) -> None:
-    """Stop a run whose loss is NaN or infinite."""
+    """Stop a run whose loss, the mean over its processes, is NaN or infinite."""
     if not math.isfinite(loss):
-        raise CheckFailed(
-            f"the loss is {loss} at step {step}; lower learning_rate ({learning_rate}) and resume from the checkpoint before"
+        raise told_once(
+            CheckFailed(
+                f"the loss is {loss} at step {step};"
+                f" lower learning_rate ({learning_rate}) and resume from the checkpoint before"
+            )
         )
 
 

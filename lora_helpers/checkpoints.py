@@ -1,32 +1,34 @@
-"""Checkpoints: list, seal, verify and load, without executing anything that a file may contain.
+"""Checkpoints: list, verify and load, without executing anything that a file may contain.
 
-A checkpoint is whole once `manifest.json` stands in it: it is written last and holds the SHA-256 of every file.
-A folder without one is foreign; it is taken after structural checks. Training seals, inference loads.
+A checkpoint with a manifest is whole and compared with it; a folder without one is foreign and taken after
+structural checks. Inference loads, resuming verifies.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import REPOSITORY
 from .errors import CheckFailed, InputError, first_line
-from .model import base_identity, load_base, longest_input
+from .manifests import MANIFEST, hash_file, read_manifest
+from .model import base_identity, how_to_restore, load_base, longest_input
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedTokenizerBase
 
-MANIFEST = "manifest.json"
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 NEVER_READ = (".bin", ".pt", ".pth", ".pkl", ".pickle")
+
+# Fields that every version of PEFT writes and whose defaults would compute something else.
+REQUIRED_FIELDS = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Verification:
     tensors: int  # tensors in the adapter file
     max_length: int  # tokens an example at which the run cut, or the base's longest input for a foreign checkpoint
     notices: list[str] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)  # files in a whole checkpoint that its manifest does not list
 
 
 def list_checkpoints(run_dir: Path | str) -> list[Path]:
@@ -50,34 +53,6 @@ def list_checkpoints(run_dir: Path | str) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """The optimizer step in the folder's name."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def seal(folder: Path, details: dict) -> None:
-    """Make `folder` a whole checkpoint: checksums of all its files, and `details`, in a manifest written last.
-
-    The Trainer's `training_args.bin` is removed first: it is a pickle of the arguments, and the record has them.
-    """
-    (folder / "training_args.bin").unlink(missing_ok=True)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the run has one of its own
-    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    for path in files:
-        _sync(path)
-    manifest = details | {"files": {path.name: hash_file(path) for path in files}}
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-
-
-def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a whole checkpoint, None for a foreign folder."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest["files"], dict):
-            raise TypeError("files is no object")
-        return manifest
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckFailed(f"{path}: not a manifest ({error}); the checkpoint is damaged, take another") from error
 
 
 def verify_checkpoint(folder: Path | str) -> Verification:
@@ -100,72 +75,52 @@ def load_checkpoint(folder: Path | str) -> tuple[PeftModel, PreTrainedTokenizerB
     from safetensors.torch import load_file
 
     folder = Path(folder).resolve()
-    manifest, notices = _verify_files(folder)
+    manifest, unlisted = _verify_files(folder)
+    notices = []
+    if manifest is None:
+        notices.append("no manifest: not written by this project, its files cannot be checked against a checksum")
+    if unlisted:
+        notices.append(f"not in the manifest, and not read: {', '.join(unlisted)}")
     lora = _read_adapter_config(folder, notices)
-    base_name = lora.base_model_name_or_path
-    revision = lora.revision
+    base_name, revision = lora.base_model_name_or_path, lora.revision
     _verify_base(manifest, base_name, revision, notices)
     base, tokenizer, new_weights = load_base(base_name, revision)
+    _verify_vocabulary(folder, tokenizer, base_name)
     try:
-        model = PeftModelForSequenceClassification(base, lora)
-        weights = load_file(folder / WEIGHTS)
-    except ValueError as error:
-        raise CheckFailed(f"{folder / ADAPTER_CONFIG} does not fit {base_name}: {first_line(error)}") from error
+        weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
     except SafetensorError as error:
         raise CheckFailed(f"{folder / WEIGHTS}: not a safetensors file ({error}); take another checkpoint") from error
+    with _refusals_in_one_line(folder):
+        model = PeftModelForSequenceClassification(base, lora)
     _verify_weights(folder, model, weights, new_weights, notices)
-    set_peft_model_state_dict(model, weights)
+    with _refusals_in_one_line(folder):
+        set_peft_model_state_dict(model, weights)
     step = manifest.get("step") if manifest else None
     files = len(manifest["files"]) if manifest else 0
     longest = longest_input(base)
     max_length = min(manifest["config"]["max_length"], longest) if manifest else longest
-    return model.eval(), tokenizer, Verification(folder, step, files, len(weights), max_length, notices)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all: temporary name, fsync, rename."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep a shared folder's readers out
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    return model.eval(), tokenizer, Verification(folder, step, files, len(weights), max_length, notices, unlisted)
 
 
 def _verify_files(folder: Path) -> tuple[dict | None, list[str]]:
+    """The manifest, if there is one, compared with the files; and the names of the files that it does not list."""
     if not folder.is_dir():
         raise InputError(f"no checkpoint at {folder}; wanted a folder like checkpoints/mini-agnews/checkpoint-2400")
     manifest = read_manifest(folder)
-    if manifest is None:
-        missing = [name for name in (ADAPTER_CONFIG, WEIGHTS) if not (folder / name).is_file()]
-        if missing:
-            pickles = [p.name for p in folder.iterdir() if p.suffix in NEVER_READ]
-            hint = f" ({', '.join(pickles)} is never unpickled; save it as safetensors)" if pickles else ""
-            raise InputError(f"{folder} is no checkpoint: {' and '.join(missing)} missing{hint}")
-        return None, ["no manifest: not written by this project, its files cannot be checked against a checksum"]
-    for name, wanted in manifest["files"].items():
+    for name, wanted in (manifest["files"] if manifest else {}).items():
         path = folder / name
         if not path.is_file():
             raise CheckFailed(f"{path}: missing, but in the manifest; the checkpoint is damaged, take another")
         if hash_file(path) != wanted:
             raise CheckFailed(f"{path}: SHA-256 differs from the manifest; the checkpoint is damaged, take another")
-    return manifest, []
+    here = {path.name for path in folder.iterdir()}
+    listed = here if manifest is None else manifest["files"].keys() | {MANIFEST}
+    missing = [name for name in (ADAPTER_CONFIG, WEIGHTS) if name not in listed]
+    if missing:
+        pickles = sorted(name for name in here if name.endswith(NEVER_READ))
+        hint = f" ({', '.join(pickles)} is never unpickled; save it as safetensors)" if pickles else ""
+        raise InputError(f"{folder} is no checkpoint: {' and '.join(missing)} missing{hint}")
+    return manifest, sorted(here - listed)
 
 
 def _read_adapter_config(folder: Path, notices: list[str]) -> PeftConfig:
@@ -176,22 +131,33 @@ def _read_adapter_config(folder: Path, notices: list[str]) -> PeftConfig:
     path = folder / ADAPTER_CONFIG
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        kind = (raw["peft_type"], raw["task_type"])
-        base = raw["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as error:
+        missing = [name for name in REQUIRED_FIELDS if name not in raw]
+    except (ValueError, TypeError) as error:
         raise CheckFailed(f"{path}: not an adapter configuration ({error!r})") from error
-    if kind != ("LORA", "SEQ_CLS"):
-        raise CheckFailed(f"{path}: {kind[0]} for {kind[1]}, wanted LORA for SEQ_CLS")
-    known = {f.name for f in fields(LoraConfig)}
-    unknown = sorted(set(raw) - known)
-    if unknown:
-        notices.append(f"fields of another PEFT version ignored: {', '.join(unknown)}")
+    if missing:
+        raise CheckFailed(f"{path}: not an adapter configuration ({', '.join(missing)} missing)")
+    if (raw["peft_type"], raw["task_type"]) != ("LORA", "SEQ_CLS"):
+        raise CheckFailed(f"{path}: {raw['peft_type']} for {raw['task_type']}, wanted LORA for SEQ_CLS")
+    base = raw["base_model_name_or_path"]
     if not isinstance(base, str) or not base:
         raise CheckFailed(f"{path}: base_model_name_or_path is {base!r}, wanted the base model's name")
-    try:
+    known = {f.name for f in fields(LoraConfig)} - {"runtime_config"}  # a matter of the process, as PEFT sees it too
+    unknown = sorted(set(raw) - known)
+    if unknown:
+        shown = ", ".join(f"{name} = {raw[name]!r}" for name in unknown)
+        notices.append(f"fields of another PEFT version ignored: {shown}")
+    with _refusals_in_one_line(folder):
         return LoraConfig(**{key: value for key, value in raw.items() if key in known} | {"inference_mode": True})
-    except (ValueError, TypeError) as error:
-        raise CheckFailed(f"{path}: PEFT refuses it ({first_line(error)})") from error
+
+
+@contextmanager
+def _refusals_in_one_line(folder: Path) -> Iterator[None]:
+    """Whatever PEFT raises over values that make no sense, or modules it cannot nest, says which file holds them."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError, ImportError, re.error) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckFailed(f"{folder / ADAPTER_CONFIG}: PEFT cannot apply it to its base model ({reason})") from error
 
 
 def _verify_base(manifest: dict | None, name: str, revision: str | None, notices: list[str]) -> None:
@@ -201,13 +167,28 @@ def _verify_base(manifest: dict | None, name: str, revision: str | None, notices
         )
     wanted = (manifest or {}).get("base") or {}
     found = base_identity(name, revision)
-    if wanted and bool(wanted.get("sha256")) != bool(found["sha256"]):
+    if wanted and bool(wanted.get("revision")) != bool(found["revision"]):
         notices.append(f"the base {name} comes from a folder on one side and from the Hub on the other: not compared")
-    if wanted.get("sha256") and found["sha256"] and wanted["sha256"] != found["sha256"]:
+    elif wanted and not wanted.get("sha256"):
+        notices.append(f"the checkpoint does not say which bytes its base {name} had: not compared")
+    elif wanted and wanted["sha256"] != found["sha256"]:
         raise CheckFailed(
             f"base model {name}: its weights or tokenizer are not the ones this checkpoint was trained on"
-            f" (SHA-256 {found['sha256'][:12]}…, wanted {wanted['sha256'][:12]}…); restore {name}"
+            f" (SHA-256 {found['sha256'][:12]}…, wanted {wanted['sha256'][:12]}…); {how_to_restore(name, revision)}"
         )
+
+
+def _verify_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, base_name: str) -> None:
+    """A tokenizer saved beside the adapter must number its words as the base's does, which is the one that is used."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckFailed(f"{path}: not a tokenizer ({error!r})") from error
+    if saved != json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]:
+        raise CheckFailed(f"{path}: another vocabulary than that of {base_name}; the adapter belongs to another base")
 
 
 def _verify_weights(folder: Path, model: PeftModel, weights: dict, new_weights: list[str], notices: list[str]) -> None:
@@ -218,7 +199,9 @@ def _verify_weights(folder: Path, model: PeftModel, weights: dict, new_weights: 
     import torch
     from peft import get_peft_model_state_dict
 
-    expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model).items()}
+    # False: nobody resized this base's embeddings, and "auto" would ask the Hub for a model of the base's name.
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected = {name: tuple(t.shape) for name, t in saved.items()}
     wanted = expected.keys() | {f"base_model.model.{name}" for name in new_weights}
     problems = [f"missing {name}" for name in sorted(wanted - weights.keys())]
     problems += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]

@@ -157,9 +157,9 @@ def is_folder_name(name: str) -> bool:
 
 def find_folder(name: str) -> Path | None:
     """The folder called `name`, seen from the working folder or from the repository; None if there is none."""
-    for candidate in (Path(name).expanduser(), REPOSITORY / name):
-        if candidate.is_dir():
-            return candidate.resolve()
+    for candidate in (os.path.expanduser(name), REPOSITORY / name):
+        if os.path.isdir(candidate):  # False, never an error, for a name that no folder can have
+            return Path(candidate).resolve()
     return None
 
 

@@ -1,15 +1,15 @@
 """AG News from the Hub, from a folder, or the bundled corpus: one split, one fingerprint, one tokenisation.
 
 `load_ag_news` opens training and validation rows for whatever trains or chooses; the test split opens only by
-`load_split(…, "test")`, for reports.
+`load_split(…, "test")`, for reports. What comes from the Hub, base models too, comes through `download`.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import logging
 import os
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .config import AG_NEWS, BUNDLED, RunConfig, find_folder, is_folder_name
+from .documents import csv_rows, numbered, parquet_rows
 from .errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def load_ag_news(config: RunConfig) -> Splits:
         InputError: no such data, a malformed row (with its number), or too few rows for the validation split.
     """
     train = load_split(config.dataset, "train", config.dataset_revision)
-    bundled_validation = _find_split_files(config.dataset, "validation")
+    folder = _data_folder(config.dataset)
+    bundled_validation = _find_split_files(folder, "validation") if folder else []
     if bundled_validation:
         validation = _read_files(bundled_validation)
     else:
@@ -63,13 +65,38 @@ def load_split(dataset: str, split: str, revision: str | None = None) -> Dataset
 
     `dataset` is "bundled", a folder, or a Hub name at `revision`; the folder in AG_NEWS_DIR stands in for AG News.
     """
-    if dataset == BUNDLED or _data_folder(dataset):
-        files = _find_split_files(dataset, split)
-        if not files:
-            folder = MINI_NEWS if dataset == BUNDLED else _data_folder(dataset)
-            raise InputError(f"{folder}: found no {split}.csv and no {split}*.parquet; put the file there")
-        return _read_files(files)
-    return _load_from_hub(dataset, split, revision)
+    folder = _data_folder(dataset)
+    if folder is None:
+        return _load_from_hub(dataset, split, revision)
+    files = _find_split_files(folder, split)
+    if not files:
+        raise InputError(f"{folder}: found no {split}.csv and no {split}*.parquet; put the file there")
+    return _read_files(files)
+
+
+def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: str, instead: str) -> Path:
+    """The folder in the Hub's cache with all files of `name` at commit `revision` that match one of `patterns`.
+
+    Nothing else of the repository is fetched. With every file in the cache, or HF_HUB_OFFLINE, nothing is asked.
+    `kind` is "model" or "dataset"; `instead` says what to do without the Hub.
+
+    Raises:
+        InputError: the Hub is out of reach, broke off or knows no such commit, and the cache lacks a file.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError  # of the HTTP library that huggingface_hub uses; not an OSError
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries would be two lines more
+    try:
+        return Path(snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=list(patterns)))
+    except (OSError, ValueError, HTTPError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{kind} {name} at {revision} could not be loaded ({reason}); {instead}") from error
+
+
+def cached_repository(snapshot: Path) -> Path:
+    """What to delete so that a `download` that gave `snapshot` fetches again: the Hub's cache of the repository."""
+    return snapshot.parent.parent
 
 
 def describe_source(dataset: str, revision: str | None) -> str:
@@ -88,23 +115,16 @@ def read_canonical_csv(path: Path) -> Dataset:
     `text = (title + " " + description).strip()`, which is what the Hub's copy holds.
 
     Raises:
-        InputError: not UTF-8, no rows, or a row with another width or class; the row's number is named.
+        InputError: no file, not UTF-8, no rows, or a row with another width or class; the row's number is named.
     """
-    csv.field_size_limit(sys.maxsize)
     texts, labels = [], []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            for number, row in enumerate(csv.reader(lines, strict=True), start=1):
-                if len(row) != 3:
-                    raise InputError(f"{path}, row {number}: {len(row)} columns, wanted 3 (class, title, description)")
-                if row[0] not in {"1", "2", "3", "4"}:
-                    raise InputError(f"{path}, row {number}: class {row[0]!r}, wanted 1, 2, 3 or 4")
-                texts.append((row[1] + " " + row[2]).strip())
-                labels.append(int(row[0]) - 1)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8") from error
-    except csv.Error as error:
-        raise InputError(f"{path}, row {len(texts) + 1}: {error}; check the quotation marks") from error
+    for number, row in numbered(path, csv_rows(path)):
+        if len(row) != 3:
+            raise InputError(f"{path}, row {number}: {len(row)} columns, wanted 3 (class, title, description)")
+        if row[0] not in {"1", "2", "3", "4"}:
+            raise InputError(f"{path}, row {number}: class {row[0]!r}, wanted 1, 2, 3 or 4")
+        texts.append((row[1] + " " + row[2]).strip())
+        labels.append(int(row[0]) - 1)
     if not texts:
         raise InputError(f"{path}: no rows; wanted rows of class, title, description")
     return _as_dataset(texts, labels)
@@ -151,10 +171,7 @@ def _data_folder(dataset: str) -> Path | None:
     return folder
 
 
-def _find_split_files(dataset: str, split: str) -> list[Path]:
-    folder = _data_folder(dataset)
-    if folder is None:
-        return []
+def _find_split_files(folder: Path, split: str) -> list[Path]:
     parquet = sorted(folder.glob(f"{split}*.parquet")) or sorted((folder / "data").glob(f"{split}*.parquet"))
     return [folder / f"{split}.csv"] if (folder / f"{split}.csv").is_file() else parquet
 
@@ -162,38 +179,47 @@ def _find_split_files(dataset: str, split: str) -> list[Path]:
 def _read_files(files: list[Path]) -> Dataset:
     if files[0].suffix == ".csv":
         return read_canonical_csv(files[0])
-    import pandas as pd
-
-    try:
-        rows = pd.concat([pd.read_parquet(file) for file in files])
-    except (OSError, ValueError) as error:
-        raise InputError(f"{files[0]}: not a parquet file ({first_line(error)}); download it again") from error
-    missing = {"text", "label"} - set(rows.columns)
-    if missing:
-        raise InputError(f"{files[0]}: columns {', '.join(rows.columns)}, wanted text and label")
-    if rows.empty or not rows["label"].isin(range(4)).all() or not rows["text"].map(type).eq(str).all():
-        raise InputError(f"{files[0]}: wanted rows with a text and a label of 0, 1, 2 or 3, and found others, or none")
-    return _as_dataset(rows["text"].tolist(), rows["label"].tolist())
+    texts, labels = [], []
+    for file in files:
+        for number, (text, label) in numbered(file, parquet_rows(file, ["text", "label"])):
+            if not isinstance(text, str) or type(label) is not int or label not in range(4):
+                raise InputError(
+                    f"{file}, row {number}: a text that is {type(text).__name__} and the label {label!r:.40};"
+                    " wanted a string and 0, 1, 2 or 3"
+                )
+            texts.append(text)
+            labels.append(label)
+    if not texts:
+        raise InputError(f"{files[0]}: no rows; wanted rows of text and label")
+    return _as_dataset(texts, labels)
 
 
 def _load_from_hub(dataset: str, split: str, revision: str | None) -> Dataset:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
+    instead = "set AG_NEWS_DIR to a folder with train.csv and test.csv, or use PROFILE=mini"
+    wanted = (f"{split}.csv", f"{split}*.parquet", f"data/{split}*.parquet")
+    folder = download(dataset, revision, wanted, kind="dataset", instead=f"connect to the Hub, {instead}")
+    files = _find_split_files(folder, split)
+    if not files:
+        raise InputError(f"dataset {dataset} at {revision}: found no {' and no '.join(wanted)}; {instead}")
+    remedy = f"delete {cached_repository(folder)} to download it again"
     try:
-        rows = load_dataset(dataset, split=split, revision=revision)
-    except (OSError, ValueError, DatasetsError) as error:  # offline, not found, cut off: all end in "no data"
+        rows = _read_files(files)
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from error
+    if dataset == AG_NEWS and (len(rows) != HUB_ROWS[split] or _label_names(files[0]) != LABELS):
         raise InputError(
-            f"data set {dataset} at {revision} could not be loaded ({first_line(error)});"
-            " set AG_NEWS_DIR to a folder with train.csv and test.csv, or use PROFILE=mini"
-        ) from error
-    if not {"text", "label"} <= set(rows.column_names) or not set(rows.unique("label")) <= set(range(4)):
-        raise InputError(f"{dataset}: columns {', '.join(rows.column_names)}; wanted text, and label 0 to 3")
-    if dataset == AG_NEWS:
-        names, count = tuple(rows.features["label"].names), HUB_ROWS[split]
-        if names != LABELS or len(rows) != count:
-            raise InputError(f"{dataset} {split}: {len(rows)} rows with labels {names}, wanted {count} with {LABELS}")
-    return _as_dataset(list(rows["text"]), list(rows["label"]))
+            f"dataset {dataset} at {revision}, {split}: {len(rows)} rows with labels {_label_names(files[0])},"
+            f" wanted {HUB_ROWS[split]} with {LABELS}; {remedy}"
+        )
+    return rows
+
+
+def _label_names(file: Path) -> tuple[str, ...]:
+    """The names of labels 0-3 that a parquet file gives in its schema; where it gives none, ours."""
+    from datasets import Features
+    from pyarrow.parquet import read_schema
+
+    return tuple(getattr(Features.from_arrow_schema(read_schema(file))["label"], "names", LABELS))
 
 
 def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Dataset]:

@@ -91,6 +91,19 @@ def peak_memory_mib() -> dict[str, float]:
     return peak | {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
 
 
+def reset_peak_memory() -> bool:
+    """Let `peak_memory_mib` begin anew; False where the system cannot (anything but Linux)."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the high-water mark of resident memory
+    except OSError:
+        return False
+    return True
+
+
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)

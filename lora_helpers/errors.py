@@ -1,4 +1,4 @@
-"""The two kinds of failure that a user sees as one line, and the hint at a misspelt name."""
+"""The kinds of failure that a user sees as one line, and the hint at a misspelt name."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ class InputError(ValueError):
 
 class CheckFailed(Exception):
     """A check that was asked for did not hold; the message is one line, the command line exits with 1."""
+
+    _render_traceback_ = InputError._render_traceback_
+
+
+class Stopped(KeyboardInterrupt):
+    """The user interrupted a run (Ctrl-C, Jupyter's stop button); the message is one line and says how it goes on."""
 
     _render_traceback_ = InputError._render_traceback_
 

@@ -15,13 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoints import list_checkpoints, write_atomically
+from .ablations import run_ablations
+from .benchmark import run_benchmark
+from .checkpoints import list_checkpoints
 from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, REPOSITORY, RunConfig, get_profile
 from .data import load_ag_news, load_split
 from .environment import environment
 from .errors import InputError
 from .evaluation import evaluate_classifier, scores
+from .growth import measure_growth
 from .inference import Classifier
+from .manifests import write_atomically
 from .records import COMMITTED_RUNS, read_record, validation_rows, write_record
 from .training import RUNS, next_run_dir, train
 
@@ -166,9 +170,11 @@ def time_notebook() -> dict:
 
 def draw() -> None:
     """figures/ from the committed records."""
+    from .benchmark_figures import draw_benchmark_figures
     from .figures import draw_figures
 
     draw_figures(COMMITTED_RUNS, REPOSITORY / "figures")
+    draw_benchmark_figures(read_evidence(), REPOSITORY / "figures")
 
 
 PARTS = {
@@ -181,6 +187,9 @@ PARTS = {
     "baselines": baselines,
     "transfer": transfer,
     "prediction-speed": prediction_speed,
+    "bench": run_benchmark,
+    "growth": measure_growth,
+    "ablations": run_ablations,
     "notebook": time_notebook,
     "figures": draw,
 }

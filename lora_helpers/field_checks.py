@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 import typing
 
@@ -10,15 +11,18 @@ if typing.TYPE_CHECKING:
 
 BATCH_ORDERS = ("random", "length-grouped")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
+LARGEST = sys.float_info.max  # beyond it an int, which has no bound, is no float any more
 
 # Which fields, what is wanted in words, and the same as a test. NaN fails every comparison, so it fails here too.
 _RANGES = (
     (
-        ("validation_size", "lora_rank", "batch_size", "eval_batch_size", "max_steps", "eval_steps", "save_steps"),
-        "at least 1",
-        lambda value: value >= 1,
+        ("validation_size", "batch_size", "eval_batch_size", "max_steps", "eval_steps", "save_steps"),
+        "at least 1, below 2**31",
+        lambda value: 1 <= value < 2**31,
     ),
-    (("warmup_steps", "weight_decay"), "a finite number, 0 or more", lambda value: 0 <= value < float("inf")),
+    # Wider than any layer it stands beside, an update of low rank is neither; a slip of the finger would fill the memory.
+    (("lora_rank",), "1 to 4096", lambda value: 1 <= value <= 4096),
+    (("warmup_steps", "weight_decay"), "a finite number, 0 or more", lambda value: 0 <= value <= LARGEST),
     (("seed", "split_seed"), "0 or more, below 2**32", lambda value: 0 <= value < 2**32),
     (
         ("base_dropout", "lora_dropout", "adam_beta1", "adam_beta2", "label_smoothing_factor"),
@@ -28,16 +32,22 @@ _RANGES = (
     (
         ("lora_alpha", "learning_rate", "adam_epsilon", "max_grad_norm"),
         "a finite number above 0",
-        lambda value: 0 < value < float("inf"),
+        lambda value: 0 < value <= LARGEST,
     ),
-    (("max_length",), "at least 3 (two special tokens and one of text)", lambda value: value >= 3),
+    (("max_length",), "at least 3 (two special tokens and one of text), below 2**31", lambda value: 3 <= value < 2**31),
     (("batch_order",), f"one of {', '.join(BATCH_ORDERS)}", lambda value: value in BATCH_ORDERS),
     (("lr_scheduler_type",), f"one of {', '.join(SCHEDULERS)}", lambda value: value in SCHEDULERS),
 )
+_IN_WORDS = {str: "a name", type(None): "nothing"}
+
+
+def shown(value) -> str:
+    """`value` for a message of one line: no line ends, 80 characters at most."""
+    return " ".join(repr(value).split())[:80]
 
 
 def wrong_types(config: RunConfig) -> dict[str, str]:
-    """Violations of the annotated types, by field."""
+    """Violations of the annotated types, by field; an empty name is none."""
     problems = {}
     for name, wanted in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
@@ -48,17 +58,18 @@ def wrong_types(config: RunConfig) -> dict[str, str]:
             options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
             numbers = (int, float) if float in options else ()
             fits = isinstance(value, (*options, *numbers)) and (bool in options or not isinstance(value, bool))
-            wanted_name = " or ".join("nothing" if o is type(None) else o.__name__ for o in options)
+            fits = fits and not (isinstance(value, str) and not value)
+            wanted_name = " or ".join(_IN_WORDS.get(option, option.__name__) for option in options)
         if not fits:
-            problems[name] = f"{name} is {value!r}, wanted {wanted_name}"
+            problems[name] = f"{name} is {shown(value)}, wanted {wanted_name}"
     return problems
 
 
 def out_of_range(config: RunConfig, skip: set[str]) -> list[str]:
     """Violations of the ranges, of every field that has the right type."""
-    values = {name: value for name, value in config.to_dict().items() if name not in skip}
+    values = {name: value for name, value in vars(config).items() if name not in skip}
     return [
-        f"{name} is {values[name]!r}, wanted {wanted}"
+        f"{name} is {shown(values[name])}, wanted {wanted}"
         for names, wanted, holds in _RANGES
         for name in names
         if name in values and not holds(values[name])

@@ -38,14 +38,14 @@ def draw_figures(run_dirs: list[Path | str], output_dir: Path | str) -> list[Pat
             if kind in ("confusion", "reliability") and "test" not in record:
                 continue  # the run has not been evaluated on its test split yet
             path = output_dir / f"{name}-{kind}.png"
-            _save(draw(record), path, record, name)
+            save(draw(record), path, f"run {name}, seed {record['config']['seed']}", record["environment"])
             written.append(path)
     return written
 
 
 def draw_losses(record: dict) -> Figure:
     """Training loss (mean over the steps since the last point) and validation loss, by step."""
-    figure, axes = _axes()
+    figure, axes = make_axes()
     train, validation = training_rows(record), validation_rows(record)
     axes.plot(
         _column(train, "step"),
@@ -65,7 +65,7 @@ def draw_losses(record: dict) -> Figure:
 
 def draw_accuracy(record: dict) -> Figure:
     """Validation accuracy by step; saved checkpoints are marked."""
-    figure, axes = _axes()
+    figure, axes = make_axes()
     rows = validation_rows(record)
     steps, accuracy = _column(rows, "step"), _column(rows, "eval_accuracy")
     axes.plot(steps, accuracy, color=BLUE, marker=".", label="validation")
@@ -83,7 +83,7 @@ def draw_architecture(record: dict) -> Figure:
     sizes = {name: f"{shape[name][0]} x {shape[name][1]}" for name in ("W", "A", "B")}
     head = ", ".join(f"{columns} x {rows}" for rows, columns in shape["head"])
     layers = f"{shape['num_hidden_layers']} encoder layers\nwidth {width}\nfeed-forward {shape['feed_forward_size']:,}"
-    figure, axes = _axes(size=(8, 4.6))
+    figure, axes = make_axes(size=(8, 4.6))
     axes.set(xlim=(0, 16), ylim=(0, 9.2), title=f"LoRA in {shape['model_type']}: what is frozen, what is trained")
     axes.axis("off")
     box = _make_box(axes)
@@ -116,7 +116,7 @@ def draw_confusion(record: dict) -> Figure:
     """Test rows by true and predicted class: counts, shaded by share of the true class."""
     counts = np.array(record["test"]["confusion"])
     share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    figure, axes = _axes(size=(5.4, 4.8))
+    figure, axes = make_axes(size=(5.4, 4.8))
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
         axes.text(
@@ -141,7 +141,7 @@ def draw_reliability(record: dict) -> Figure:
         np.array(_column(calibration["bins"], k)) for k in ("confidence", "accuracy", "count")
     )
     enough = count >= 10  # fewer rows say nothing about a share; their bars stay
-    figure, axes = _axes(size=(5.4, 4.8))
+    figure, axes = make_axes(size=(5.4, 4.8))
     axes.plot([0.25, 1], [0.25, 1], color=GREY, ls=":", label="perfectly calibrated")
     axes.plot(
         confidence[enough], accuracy[enough], color=BLUE, marker="o", label="this model (bins of 10 rows and more)"
@@ -159,7 +159,7 @@ def draw_lengths(record: dict) -> Figure:
     """Token lengths of the training rows, and what four padding policies cost."""
     tokens = np.array([int(length) for length in record["lengths"]])
     counts = np.array(list(record["lengths"].values()))
-    figure, (left, right) = _axes(columns=2, size=(9, 3.9))
+    figure, (left, right) = make_axes(columns=2, size=(9, 3.9))
     left.bar(tokens, counts, width=1.0, color=BLUE)
     mean = (tokens * counts).sum() / counts.sum()
     left.axvline(mean, color=ORANGE, ls="--", label=f"mean {mean:.0f} tokens")
@@ -176,7 +176,7 @@ def draw_lengths(record: dict) -> Figure:
 def draw_norms(record: dict) -> Figure:
     """Frobenius norm of (alpha / r) B A in every adapted layer."""
     norms = record["lora_norms"]
-    figure, axes = _axes()
+    figure, axes = make_axes()
     names = [_short(name) for name in norms]
     axes.bar(names, list(norms.values()), color=BLUE)
     axes.tick_params(axis="x", rotation=45 if len(names) > 6 else 0)
@@ -195,24 +195,24 @@ FIGURES = {
 }
 
 
-def _axes(columns: int = 1, size=(7, 3.9)):
-    """A figure of our style: large type, so that it can be read at half size."""
+def make_axes(columns: int = 1, size=(7, 3.9), *, rows: int = 1):
+    """A figure of our style and its axes: large type, so that it can be read at half size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=120, layout="constrained")
-    axes = figure.subplots(1, columns)
-    for each in np.atleast_1d(axes):
+    axes = figure.subplots(rows, columns)
+    for each in np.ravel(axes):
         each.tick_params(labelsize=11)
         each.xaxis.label.set_size(12)
         each.yaxis.label.set_size(12)
     return figure, axes
 
 
-def _save(figure: Figure, path: Path, record: dict, name: str) -> None:
-    commit = record["environment"]["commit"]
+def save(figure: Figure, path: Path, source: str, environment: dict) -> None:
+    """Write a PNG with its source in a small caption, and nothing in it that changes from day to day."""
+    commit = environment["commit"]
     code = f"code {commit[:10]}" if commit else "code not committed"
-    caption = f"run {name}, seed {record['config']['seed']}, {code}"
-    figure.supxlabel(caption, x=0.995, ha="right", fontsize=7, color=GREY)
+    figure.supxlabel(f"{source}, {code}", x=0.995, ha="right", fontsize=7, color=GREY)
     figure.savefig(path, metadata={"Software": None})
 
 

@@ -5,22 +5,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
-from .config import ROBERTA_BASE, RunConfig, find_folder, is_folder_name, portable_name
+from .bases import base_files, how_to_restore
+from .bases import base_identity as base_identity  # belongs to what this module offers
+from .config import ROBERTA_BASE, RunConfig, portable_name
 from .data import LABELS
 from .errors import InputError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, RobertaConfig
 
-# Everything that decides what a base computes; other files of a folder (a card, a record) do not count.
-IDENTITY_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model")
+ROBERTA_BASE_PARAMETERS = 124_648_708  # with the 4-class head: 12 layers of width 768, 50,265 tokens, 514 positions
 
 DROPOUT_FIELDS = (  # as BERT-like configurations spell them, then DistilBERT's
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
@@ -51,6 +51,8 @@ def build_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         raise InputError(f"lora_targets {config.lora_targets}: {first_line(error)}") from error
     # PEFT writes the folder it loaded from; a checkpoint must not carry a path of this machine.
     model.peft_config["default"].base_model_name_or_path = portable_name(config.base_model)
+    # Left to itself, PEFT asks the Hub at every save for the base's `main` branch, to see whether the vocabulary grew.
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     _require_trainable(model, new_weights)
     return model, tokenizer
 
@@ -68,40 +70,49 @@ def load_base(
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    folder = base_folder(name)
-    source = str(folder) if folder else name
-    revision = None if folder else revision
-    if folder:
-        disable_progress_bar()  # a download deserves a bar, reading a local file does not
+    folder = base_files(name, revision)
+    disable_progress_bar()  # a download deserves a bar, reading a local file does not
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         labels = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
-        shape = AutoConfig.from_pretrained(source, revision=revision, num_labels=len(LABELS), **labels)
+        shape = AutoConfig.from_pretrained(folder, local_files_only=True, num_labels=len(LABELS), **labels)
         for field in DROPOUT_FIELDS:
             if dropout is not None and hasattr(shape, field):
                 setattr(shape, field, dropout)
         if random:
             model = AutoModelForSequenceClassification.from_config(shape, dtype=torch.float32)
-            return (
-                model,
-                tokenizer,
-                [n for n, _ in model.named_parameters() if not n.startswith(model.base_model_prefix)],
-            )
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source, revision=revision, config=shape, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # offline, no weights, damaged, another shape
+            missing = [n for n, _ in model.named_parameters() if not n.startswith(model.base_model_prefix)]
+        else:
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                folder, local_files_only=True, config=shape, dtype=torch.float32, use_safetensors=True,
+                output_loading_info=True,
+            )  # fmt: skip
+            missing = sorted(info["missing_keys"])
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # no weights, damaged, another shape
         raise InputError(
-            f"base model {name!r} could not be loaded ({first_line(error)}); connect to the Hub,"
-            " set ROBERTA_BASE_DIR to a folder with roberta-base, or use PROFILE=mini"
+            f"base model {name!r} could not be loaded ({first_line(error)}); {how_to_restore(name, revision)}"
         ) from error
-    missing = sorted(info["missing_keys"])
-    inside = [key for key in missing if key.startswith(model.base_model_prefix + ".")]
-    if inside:
-        raise InputError(
-            f"base model {name!r} lacks {len(inside)} weights of its own, e.g. {inside[0]}; it is incomplete"
-        )
+    if misfit := _find_misfit(name, model, tokenizer, missing):
+        raise InputError(f"base model {name!r} {misfit}; {how_to_restore(name, revision)}")
+    compute_first_token_alone(model)
     return model, tokenizer, missing
+
+
+def compute_first_token_alone(model: PreTrainedModel) -> AbstractContextManager:
+    """Behind its last attention, let a RoBERTa classifier compute `<s>` and no other token: its head reads nothing else.
+
+    The last layer's output projection and feed-forward block, 9 of the 12 width x width products of a layer, are
+    done for one token instead of all. Logits and gradients stay the same; `last_hidden_state` has one token.
+
+    Returns:
+        The hook's handle, which `with` removes at its end. For another kind of model nothing is done.
+    """
+    from transformers import RobertaForSequenceClassification
+
+    if not isinstance(model, RobertaForSequenceClassification):
+        return nullcontext()
+    behind_attention = model.roberta.encoder.layer[-1].attention.output
+    return behind_attention.register_forward_pre_hook(lambda module, inputs: tuple(each[:, :1] for each in inputs))
 
 
 def make_lora_config(config: RunConfig, heads: list[str]) -> LoraConfig:
@@ -124,11 +135,18 @@ def build_meta_model(config: RunConfig) -> PeftModel:
     """roberta-base's shape under the LoRA of `config`, on the meta device: every count, no weight, no download."""
     import torch
     from peft import get_peft_model
-    from transformers import RobertaConfig, RobertaForSequenceClassification
+    from transformers import RobertaForSequenceClassification
 
-    shape = RobertaConfig(max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, num_labels=len(LABELS))
     with torch.device("meta"):
-        return get_peft_model(RobertaForSequenceClassification(shape), make_lora_config(config, ["classifier"]))
+        model = RobertaForSequenceClassification(roberta_base_shape())
+        return get_peft_model(model, make_lora_config(config, ["classifier"]))
+
+
+def roberta_base_shape() -> RobertaConfig:
+    """roberta-base's configuration with a 4-class head."""
+    from transformers import RobertaConfig
+
+    return RobertaConfig(max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, num_labels=len(LABELS))
 
 
 def count_parameters(model: PeftModel) -> dict[str, int]:
@@ -164,19 +182,6 @@ def parameter_table(model: PeftModel) -> pd.DataFrame:
     return table
 
 
-def base_folder(name: str) -> Path | None:
-    """The local folder that `name` means here, None if it is a Hub name. ROBERTA_BASE_DIR counts for roberta-base."""
-    if name == ROBERTA_BASE and os.environ.get("ROBERTA_BASE_DIR"):
-        folder = Path(os.environ["ROBERTA_BASE_DIR"])
-        if not folder.is_dir():
-            raise InputError(f"ROBERTA_BASE_DIR is {str(folder)!r}, which is no folder; wanted roberta-base's files")
-        return folder
-    folder = find_folder(name)
-    if folder is None and is_folder_name(name):
-        raise InputError(f"base model folder {name!r} is missing; give a folder with config.json and model.safetensors")
-    return folder
-
-
 def longest_input(model) -> int:
     """Tokens that the base has positions for; RoBERTa's and MPNet's begin after the padding index."""
     import torch
@@ -187,15 +192,17 @@ def longest_input(model) -> int:
     return model.config.max_position_embeddings
 
 
-def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
-    """What identifies a base: name and commit on the Hub, or name and SHA-256 of a folder's weights and tokenizer."""
-    folder = base_folder(name)
-    if folder is None:
-        return {"name": name, "revision": revision, "sha256": None}
-    digest = hashlib.sha256()
-    for file in sorted({path for pattern in IDENTITY_FILES for path in folder.glob(pattern)}):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return {"name": portable_name(name), "revision": None, "sha256": digest.hexdigest()}
+def _find_misfit(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, missing: list[str]) -> str:
+    """What does not belong together, or is not what its name says; empty if all is well."""
+    inside = [key for key in missing if key.startswith(model.base_model_prefix + ".")]
+    rows, tokens, parameters = model.get_input_embeddings().num_embeddings, len(tokenizer), model.num_parameters()
+    if inside:
+        return f"lacks {len(inside)} weights of its own, e.g. {inside[0]}; it is incomplete"
+    if name == ROBERTA_BASE and parameters != ROBERTA_BASE_PARAMETERS:
+        return f"has {parameters:,} parameters, wanted {ROBERTA_BASE_PARAMETERS:,}"
+    if tokens > rows or (name == ROBERTA_BASE and tokens != rows):  # other models pad their embeddings
+        return f"has {tokens:,} tokens in its vocabulary and {rows:,} in its embeddings, wanted as many"
+    return ""
 
 
 def _require_trainable(model: PeftModel, new_weights: list[str]) -> None:

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from .batching import TokenBudgetBatches, batches_by_tokens
-from .checkpoints import write_atomically
 from .config import get_profile
 from .data import fingerprint, load_ag_news
 from .environment import environment
 from .errors import InputError
 from .field_checks import wrong_types
+from .manifests import write_atomically
 from .pretraining_losses import losses
 from .pretraining_start import build_model, count_words, initialise_embeddings, train_tokenizer
 

@@ -9,9 +9,9 @@ import json
 import time
 from pathlib import Path
 
-from .checkpoints import write_atomically
 from .config import REPOSITORY
 from .errors import InputError
+from .manifests import write_atomically
 
 RECORD = "run.json"
 COMMITTED_RUNS = [REPOSITORY / "checkpoints" / profile for profile in ("mini-agnews", "mini")]

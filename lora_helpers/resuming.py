@@ -6,10 +6,12 @@ import logging
 import shutil
 from pathlib import Path
 
-from .checkpoints import list_checkpoints, read_manifest, verify_checkpoint
+from .checkpoints import list_checkpoints, verify_checkpoint
 from .config import RunConfig
 from .data import Splits
 from .errors import CheckFailed, InputError, first_line
+from .manifests import read_manifest
+from .processes import leads, this_process
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +21,13 @@ def find_start(output_dir: Path, resume: bool, resume_from: Path | str | None) -
 
     Raises:
         InputError: `resume_from` is no checkpoint of this project.
-        CheckFailed: `resume_from` is damaged; with `resume`, damaged ones are skipped with a warning.
+        CheckFailed: `resume_from` was changed since it was sealed; with `resume`, such are skipped with a warning.
     """
     if resume_from is not None:
         checkpoint = Path(resume_from).resolve()
         if checkpoint.is_dir() and read_manifest(checkpoint) is None:
             raise InputError(f"{checkpoint} has no manifest: it was not written by this project and cannot be resumed")
-        verify_checkpoint(checkpoint)
+        _require_as_sealed(checkpoint)
         return checkpoint
     if not resume:
         return None
@@ -34,15 +36,29 @@ def find_start(output_dir: Path, resume: bool, resume_from: Path | str | None) -
         logger.warning("%s skipped: it has no manifest, its writing was cut short", folder.name)
     for checkpoint in reversed(list_checkpoints(output_dir)):
         try:
-            verify_checkpoint(checkpoint)
+            _require_as_sealed(checkpoint)
             return checkpoint.resolve()
         except CheckFailed as error:
             logger.warning("%s skipped: %s", checkpoint.name, error)
     return None
 
 
+def _require_as_sealed(checkpoint: Path) -> None:
+    """Nothing damaged, nothing added, its own name: the Trainer reads files that it finds, not those of a list.
+
+    A `model.safetensors` or `pytorch_model.bin`, for one, it would load instead of the adapter.
+    """
+    found = verify_checkpoint(checkpoint)
+    if found.unlisted:
+        raise CheckFailed(
+            f"{checkpoint} holds {', '.join(found.unlisted)}, which its manifest does not list; remove it"
+        )
+    if checkpoint.name != f"checkpoint-{found.step}":
+        raise CheckFailed(f"{checkpoint} was written at step {found.step}; name it checkpoint-{found.step} again")
+
+
 def require_same_run(start: Path, config: RunConfig, splits: Splits, allow_other_data: bool) -> None:
-    """Refuse to continue `start` with another configuration or on other data.
+    """Refuse to continue `start` with another configuration or on other data; warn where dropout will differ.
 
     Raises:
         InputError: the message shows every field or fingerprint that differs, with both values.
@@ -65,6 +81,18 @@ def require_same_run(start: Path, config: RunConfig, splits: Splits, allow_other
         )
     if here != there:
         logger.warning("continuing on other data than the checkpoint's, as --allow-other-data says")
+    now, then = this_process().num_processes, processes_of(start)
+    if now != then and (config.base_dropout or config.lora_dropout):
+        logger.warning(
+            "%d here, %d there: another number of processes draws other dropout masks; all else goes on as it was",
+            now,
+            then,
+        )
+
+
+def processes_of(checkpoint: Path) -> int:
+    """The number of processes that wrote a checkpoint."""
+    return read_manifest(checkpoint).get("world_size", 1)
 
 
 def restore_finished(trainer, last: Path, output_dir: Path) -> None:
@@ -75,5 +103,6 @@ def restore_finished(trainer, last: Path, output_dir: Path) -> None:
 
     set_peft_model_state_dict(trainer.model, load_file(last / "adapter_model.safetensors"))
     trainer.state = TrainerState.load_from_json(last / "trainer_state.json")
-    if last.parent != output_dir.resolve():
+    if last.parent != output_dir.resolve() and leads():
         shutil.copytree(last, output_dir / last.name)
+    this_process().wait_for_everyone()

@@ -9,26 +9,23 @@ import json
 import logging
 import shutil
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 
+from safetensors import SafetensorError
+
 from . import records
-from .batching import LengthGroupedSampler, padding_costs
-from .checkpoints import (
-    hash_file,
-    list_checkpoints,
-    read_manifest,
-    relative_to_repository,
-    step_of,
-)
+from .arguments import make_arguments, padding_multiple, restored_precision
+from .batching import LengthGroupedSampler, SharedBatches, padding_costs
+from .checkpoints import list_checkpoints, relative_to_repository, step_of
 from .config import REPOSITORY, RunConfig
-from .data import load_ag_news, tokenize
+from .data import Splits, load_ag_news, tokenize
 from .environment import environment, peak_memory_mib
-from .errors import CheckFailed, InputError, first_line
-from .evaluation import trainer_metrics
+from .errors import CheckFailed, InputError, Stopped, first_line
+from .manifests import hash_file, read_manifest
 from .model import base_identity, build_model, count_parameters, longest_input
-from .resuming import find_start, require_same_run, restore_finished
+from .processes import agree, hush_others, leads, lost_another, this_process, told_once
+from .resuming import find_start, processes_of, require_same_run, restore_finished
 
 logger = logging.getLogger(__name__)
 
@@ -56,54 +53,113 @@ def train(
     Raises:
         InputError: `output_dir` holds a run already, another process trains into it, or a checkpoint does not fit.
         CheckFailed: a checkpoint is damaged, or the loss is no longer finite (the message names the step).
+        Stopped: the user interrupted the run.
     """
-    from accelerate import PartialState
-    from filelock import FileLock, Timeout
-
     output_dir = Path(output_dir)
-    leads = PartialState().is_main_process  # of several processes of one run, this one locks and checks for all
-    if leads and not resume and output_dir.is_dir() and any(output_dir.iterdir()):
-        raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue its run")
-    lock = FileLock(output_dir / ".lock", timeout=0) if leads else nullcontext()
+    hush_others()
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with lock:
-            try:
-                return _train(config, output_dir, find_start(output_dir, resume, resume_from), allow_other_data)
-            finally:
-                if leads and {path.name for path in output_dir.iterdir()} <= {".lock"}:
-                    shutil.rmtree(output_dir)  # nothing was made, so nothing should be in the way
-    except Timeout:
-        raise InputError(f"{output_dir}: another process is training there; wait, or give another folder") from None
+        lock = agree(lambda: _claim(output_dir, resume))
+        try:
+            with restored_precision():
+                return _train(config, output_dir, (resume, resume_from), allow_other_data)
+        finally:
+            _release(output_dir, lock)
     except UnpicklingError as error:  # weights_only=True refuses whatever is no tensor
-        raise CheckFailed(f"optimizer, scheduler or random state cannot be read: {first_line(error)}") from error
-    except OSError as error:
-        saved = ", ".join(folder.name for folder in list_checkpoints(output_dir)[-1:]) or "none"
-        reason = f"{error.strerror or first_line(error)}{f' ({error.filename})' if error.filename else ''}"
-        raise InputError(f"{output_dir}: {reason}; last whole checkpoint: {saved}; mend that, then --resume") from error
+        raise told_once(
+            CheckFailed(f"optimizer, scheduler or random state cannot be read: {first_line(error)}")
+        ) from error
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"stopped; last whole checkpoint: {_last_whole(output_dir)}; --resume --output-dir {output_dir} goes on,"
+            f" in Python train(config, {str(output_dir)!r}, resume=True)"
+        ) from None
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if lost_another(error):
+            gone = f"another process of this run ended, and said why; last whole checkpoint: {_last_whole(output_dir)}"
+            raise told_once(CheckFailed(f"{gone}; mend that, then --resume")) from error
+        if isinstance(error, RuntimeError) and "inline_container.cc" not in str(error):  # torch.save's writer
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error)
+        place = f" ({error.filename})" if getattr(error, "filename", None) else ""
+        raise InputError(
+            f"{output_dir}: {reason}{place}; last whole checkpoint: {_last_whole(output_dir)}; mend that, then --resume"
+        ) from error
+
+
+def _last_whole(output_dir: Path) -> str:
+    return ", ".join(folder.name for folder in list_checkpoints(output_dir)[-1:]) or "none"
 
 
 def next_run_dir(profile: str, runs: Path = RUNS) -> Path:
     """The next free `runs/PROFILE-N`, the same for every process of a run."""
     from accelerate.utils import broadcast_object_list
 
+    this_process()  # else accelerate would look for the others without knowing that there is no GPU
     numbers = [path.name.removeprefix(f"{profile}-") for path in runs.glob(f"{profile}-*")]
     taken = [int(number) for number in numbers if number.isdigit()]  # mini-agnews-3 is no run of mini
     return Path(broadcast_object_list([str(runs / f"{profile}-{max(taken, default=0) + 1}")])[0])
 
 
-def _train(config: RunConfig, output_dir: Path, start: Path | None, allow_other_data: bool) -> dict:
+def _claim(output_dir: Path, resume: bool):
+    """The lock on a run's folder, made if it is missing; None in the processes that do not lead."""
+    from filelock import FileLock, Timeout
+
+    if not leads():
+        return None
+    if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
+        raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue its run")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output_dir / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{output_dir}: another process is training there; wait, or give another folder") from None
+    return lock
+
+
+def _release(output_dir: Path, lock) -> None:
+    if lock:
+        if {path.name for path in output_dir.iterdir()} <= {".lock"}:
+            shutil.rmtree(output_dir)  # nothing was made, so nothing should be in the way
+        lock.release()
+
+
+def _train(config: RunConfig, output_dir: Path, where: tuple, allow_other_data: bool) -> dict:
     began = time.monotonic()
-    facts = environment()
-    splits = load_ag_news(config)
+    start, splits = agree(lambda: _begin(config, output_dir, where, allow_other_data))
+    last = start is not None and step_of(start) == config.max_steps
+    if last and start.parent == output_dir.resolve() and (output_dir / records.RECORD).is_file():
+        return records.read_record(output_dir)  # finished before
+    clock = records.Clock(began, before=read_manifest(start)["seconds"] if start else 0.0)
+    trainer, details = agree(lambda: _prepare(config, output_dir, splits, clock))
+    if start:
+        logger.info("resuming %s at step %d", relative_to_repository(start), step_of(start))
+    if last:
+        restore_finished(trainer, start, output_dir)
+    else:
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    record = details | _make_record(config, output_dir, trainer, clock)
+    if start:
+        record["resumed_from"] = {"checkpoint": relative_to_repository(start), "other_data_allowed": allow_other_data}
+        if processes_of(start) != record["world_size"]:
+            record["resumed_from"]["world_size"] = processes_of(start)
+    if leads():
+        records.write_record(output_dir, record)
+    trainer.accelerator.wait_for_everyone()
+    return record
+
+
+def _begin(config: RunConfig, output_dir: Path, where: tuple, allow_other_data: bool) -> tuple[Path | None, Splits]:
+    """Where the run begins (None: at step 0), and its data, both checked."""
+    start, splits = find_start(output_dir, *where), load_ag_news(config)
     if start:
         require_same_run(start, config, splits, allow_other_data)
-        if (
-            start.parent == output_dir.resolve()
-            and step_of(start) == config.max_steps
-            and (output_dir / records.RECORD).is_file()
-        ):
-            return records.read_record(output_dir)  # finished before
+    return start, splits
+
+
+def _prepare(config: RunConfig, output_dir: Path, splits: Splits, clock: records.Clock):
+    """The Trainer, ready to train, and what its checkpoints and the record say about config, base, data and device."""
+    facts = environment()
     model, tokenizer = build_model(config)
     if config.max_length > longest_input(model):
         raise InputError(
@@ -121,98 +177,32 @@ def _train(config: RunConfig, output_dir: Path, start: Path | None, allow_other_
         },
         "environment": facts,
     }
-    clock = records.Clock(began, before=read_manifest(start)["seconds"] if start else 0.0)
-    trainer = _make_trainer(config, output_dir, model, tokenizer, encoded, validation, details, clock)
-    if start:
-        logger.info("resuming %s at step %d", relative_to_repository(start), step_of(start))
-    if start and step_of(start) == config.max_steps:
-        restore_finished(trainer, start, output_dir)
-    else:
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
-    record = details | _make_record(config, output_dir, trainer, encoded["length"], clock)
-    if start:
-        record["resumed_from"] = {"checkpoint": relative_to_repository(start), "other_data_allowed": allow_other_data}
-    if trainer.is_world_process_zero():
-        records.write_record(output_dir, record)
-    return record
+    return make_trainer(config, output_dir, model, tokenizer, encoded, validation, details, clock), details
 
 
-def _make_trainer(config, output_dir, model, tokenizer, train_rows, validation_rows, details, clock):
-    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
+def make_trainer(config, output_dir, model, tokenizer, train_rows, validation_rows, details, clock):
+    """The Trainer of a run; rows as `data.tokenize` gives them, `details` and `clock` as `callbacks.RunCallback` says."""
+    from transformers import DataCollatorWithPadding
 
-    from .callbacks import RunCallback, require_finite
+    from .callbacks import RunCallback
+    from .trainer import FineTuningTrainer
 
+    arguments = make_arguments(config, output_dir)
     sampler = LengthGroupedSampler(train_rows["length"], config.batch_size, order=config.batch_order, seed=config.seed)
-
-    class FineTuningTrainer(Trainer):
-        """The stock Trainer with our order of batches."""
-
-        def _get_train_sampler(self, train_dataset=None):
-            return sampler
-
-        def training_step(self, *arguments, **named):
-            loss = super().training_step(*arguments, **named)
-            if loss.device.type == "cpu":  # on a GPU the look would cost a wait at every step; there the log tells
-                require_finite(loss.item(), self.state.global_step + 1, config.learning_rate)
-            return loss
-
-    trainer = FineTuningTrainer(
+    return FineTuningTrainer(
         model=model,
-        args=_make_arguments(config, output_dir),
+        args=arguments,
+        run=RunCallback(config, details, clock, sampler),
+        batches=SharedBatches(sampler, processes=arguments.world_size, process=arguments.process_index),
         train_dataset=train_rows.remove_columns("length"),
         eval_dataset=validation_rows.remove_columns("length"),
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if _on_gpu() else None),
-        compute_metrics=trainer_metrics,
+        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=padding_multiple()),
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(RunCallback(config, details, clock, sampler))
-    return trainer
 
 
-def _make_arguments(config: RunConfig, output_dir: Path):
-    """`TrainingArguments` of a run. Precision follows device and profile: float32 but where a GPU may mix in bf16."""
-    import torch
-    from transformers import TrainingArguments
-
-    from .callbacks import require_tracker
-
-    same_name = (
-        *("max_steps", "eval_steps", "save_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
-        *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-        *("label_smoothing_factor", "seed", "report_to"),
-    )
-    # T4 and older emulate bf16, slowly, and have no TF32.
-    mixed = config.mixed_precision and _on_gpu() and torch.cuda.is_bf16_supported(including_emulation=False)
-    world_size = _world_size()
-    if config.batch_size % world_size:
-        raise InputError(f"batch_size {config.batch_size} cannot be shared by {world_size} processes; take a multiple")
-    require_tracker(config.report_to)
-    arguments = TrainingArguments(
-        output_dir=str(output_dir),
-        **{name: getattr(config, name) for name in same_name},
-        per_device_train_batch_size=config.batch_size // world_size,
-        per_device_eval_batch_size=config.eval_batch_size,
-        eval_strategy="steps",
-        logging_strategy="steps",
-        logging_steps=config.eval_steps,
-        save_strategy="steps",
-        label_names=["labels"],  # PEFT hides them from the Trainer, and compute_metrics would never run
-        remove_unused_columns=False,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,  # our callback draws one bar, in a terminal and in a notebook alike
-        bf16=mixed,
-        tf32=True if mixed else None,
-        dataloader_pin_memory=_on_gpu(),
-        dataloader_num_workers=2 if _on_gpu() else 0,
-        optim="adamw_torch_fused",
-    )
-    if arguments.n_gpu > 1:  # without a launcher the Trainer would feed each GPU a batch of its own: 16 would be 32
-        arguments._n_gpu = 1
-    return arguments
-
-
-def _make_record(config: RunConfig, output_dir: Path, trainer, lengths, clock: records.Clock) -> dict:
+def _make_record(config: RunConfig, output_dir: Path, trainer, clock: records.Clock) -> dict:
+    lengths = trainer.batches.sampler.lengths
     checkpoints = list_checkpoints(output_dir)
     log = [row for row in trainer.state.log_history if "loss" in row or "eval_loss" in row]
     accuracy = {row["step"]: row["eval_accuracy"] for row in log if "eval_accuracy" in row}
@@ -239,15 +229,3 @@ def _make_record(config: RunConfig, output_dir: Path, trainer, lengths, clock: r
         "lora_norms": records.lora_norms(trainer.model),
         "timing": {"seconds": clock.seconds(), "peak_memory_mib": peak_memory_mib()},
     }
-
-
-def _on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _world_size() -> int:
-    from accelerate import PartialState
-
-    return PartialState().num_processes

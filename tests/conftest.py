@@ -4,7 +4,10 @@ Nothing here needs the network or trained weights.
 """
 
 import csv
+import json
 import os
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,6 +32,24 @@ def pytest_runtest_makereport(item, call):
     if report.skipped and os.environ.get("FAIL_ON_SKIP") and "gpu" not in item.keywords:
         report.outcome = "failed"
         report.longrepr = f"skipped although FAIL_ON_SKIP is set: {report.longrepr}"
+
+
+COUNTS = Counter()  # what was tried in this session, by name
+
+
+def record_count(name: str, n: int = 1) -> None:
+    """Count `n` more of `name`, e.g. "bad inputs tried"; the sums stand at the end of the session's output."""
+    COUNTS[name] += n
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The counts as lines; and as JSON in the file EVIDENCE_COUNTS, beside what other sessions counted there."""
+    for name, n in sorted(COUNTS.items()):
+        terminalreporter.write_line(f"evidence: {name} {n}")
+    if COUNTS and os.environ.get("EVIDENCE_COUNTS"):
+        path = Path(os.environ["EVIDENCE_COUNTS"])
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps({**before, **COUNTS}, indent=1, sort_keys=True) + "\n")
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +77,52 @@ def tiny_config(tiny_base):
         "mini", base_model=str(tiny_base), max_length=32, base_dropout=0.1, lora_dropout=0.1,
         max_steps=150, eval_steps=10, save_steps=70, warmup_steps=5,
     )  # fmt: skip
+
+
+@contextmanager
+def single_thread():
+    """For a tiny model, whose threads would only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """`single_thread` for the tests of a module."""
+    with single_thread():
+        yield
+
+
+PLANTED = {
+    name: f"planted-{name.lower()}"
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "USER", "LOGNAME", "USERNAME", "HOSTNAME")
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, tiny_base) -> Path:
+    """The folder of a run of ten steps, with `PLANTED` in the environment while it trained."""
+    from lora_helpers.training import train
+
+    config = get_profile("mini", base_model=str(tiny_base), max_length=32, max_steps=10, eval_steps=10, save_steps=10)
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch, single_thread():
+        for name, value in PLANTED.items():
+            patch.setenv(name, value)
+        train(config, run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def classifier(tiny_run):
+    """The last checkpoint of `tiny_run`, ready to predict."""
+    from lora_helpers.inference import Classifier
+
+    return Classifier.from_checkpoint(tiny_run / "checkpoint-10")
 
 
 @pytest.fixture(scope="session")

@@ -53,10 +53,7 @@ def test_predict_prints_a_table_and_writes_a_file(tmp_path, capsys):
     ("arguments", "message"),
     [
         (("train", "minni"), "did you mean 'mini'"),
-        (("train", "mini", "--learning-rat", "1"), "did you mean '--learning-rate'"),
-        (("train", "mini", "--learning-rate", "x"), "learning_rate is 'x', wanted float"),
         (("train", "mini", "--resume"), "name it with --output-dir"),
-        (("train", "mini", "--base-model", "./nowhere"), "'./nowhere' is missing"),
         (("evaluate", "nowhere"), "no checkpoint at"),
         (("evaluate", CHECKPOINT, "--data", "./nowhere"), "nowhere"),
         (("predict", CHECKPOINT), "give either texts, or"),

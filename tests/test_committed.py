@@ -103,7 +103,7 @@ def test_a_committed_checkpoint_resumes(step, further, cached_data, monkeypatch,
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == step + further
 
-    stock, seen = training._make_trainer, {}
+    stock, seen = training.make_trainer, {}
 
     def short(*arguments):
         seen["trainer"] = trainer = stock(*arguments)
@@ -113,7 +113,7 @@ def test_a_committed_checkpoint_resumes(step, further, cached_data, monkeypatch,
     def no_record(*arguments):
         raise InterruptedError("cut short")
 
-    monkeypatch.setattr(training, "_make_trainer", short)
+    monkeypatch.setattr(training, "make_trainer", short)
     monkeypatch.setattr(training, "_make_record", no_record)
     start = CHECKPOINTS / "mini-agnews" / f"checkpoint-{step}"
     with pytest.raises(InputError, match="cut short"):

@@ -35,38 +35,12 @@ def test_our_headline_profiles_train_rank_2_on_query_for_2400_steps_of_16(profil
     assert (c.lora_rank, c.lora_targets, c.max_steps, c.batch_size, c.save_steps) == (2, ("query",), 2400, 16, 500)
 
 
-def test_unknown_names_get_the_nearest_known_one():
+def test_an_unknown_profile_gets_the_nearest_known_one():
     with pytest.raises(InputError, match="did you mean 'mini'"):
         get_profile("minni")
-    with pytest.raises(InputError, match="unknown field 'lora_rnk' .did you mean 'lora_rank'"):
-        get_profile("mini", lora_rnk=4)
 
 
-def test_all_violations_come_at_once():
-    with pytest.raises(InputError) as caught:
-        get_profile("mini", learning_rate="fast", lora_rank=0, seed=-1, batch_order="sorted")
-    message = str(caught.value)
-    assert "\n" not in message
-    for name in ("learning_rate is 'fast'", "lora_rank is 0", "seed is -1", "batch_order is 'sorted'"):
-        assert name in message
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("max_steps", 1.5), ("max_steps", True), ("learning_rate", float("nan")), ("learning_rate", float("inf")),
-        ("learning_rate", 0), ("lora_dropout", 1.0), ("lora_targets", ()), ("lora_targets", "query"),
-        ("max_length", 2), ("base_model", None), ("seed", 2**32), ("save_steps", 30), ("lr_scheduler_type", "steep"),
-    ],
-)  # fmt: skip
-def test_what_is_out_of_range_is_refused(field, value):
-    with pytest.raises(InputError, match=field):
-        get_profile("mini", **{field: value})
-
-
-def test_a_hub_name_needs_a_commit():
-    with pytest.raises(InputError, match="needs base_revision"):
-        get_profile("mini", base_model="someone/some-model")
+def test_a_hub_name_with_a_commit_is_taken():
     assert get_profile("mini", base_model="someone/some-model", base_revision="abc").base_revision == "abc"
 
 

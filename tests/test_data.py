@@ -24,30 +24,6 @@ def test_text_is_title_blank_description_stripped(tmp_path):
     assert list(rows["label"]) == [0, 3]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'"1","a","b"\n"2","a"\n', "row 2: 2 columns"),
-        (b'"1","a","b"\n"5","a","b"\n', "row 2: class '5'"),
-        (b'"x","a","b"\n', "row 1: class 'x'"),
-        (b"", "no rows"),
-        (b'"1","caf\xe9","b"\n', "not UTF-8"),
-        (b'"1","a","b\n', "row 1"),
-    ],
-)
-def test_a_malformed_file_is_named_with_its_row(tmp_path, content, message):
-    path = tmp_path / "train.csv"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read_canonical_csv(path)
-
-
-def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path):
-    path = tmp_path / "train.csv"
-    path.write_bytes(b'\xef\xbb\xbf"1","a","b"\r\n"2","c","d"\r\n')
-    assert list(read_canonical_csv(path)["text"]) == ["a b", "c d"]
-
-
 def test_validation_rows_are_stratified_disjoint_and_do_not_depend_on_the_seed_of_the_run(tmp_path):
     write_rows(tmp_path / "train.csv", make_rows(400))
     config = get_profile("mini", dataset=str(tmp_path), validation_size=40)

@@ -1,13 +1,12 @@
 import json
 import math
-import pickle
 import shutil
 
 import pytest
-from conftest import Bomb
 
-from lora_helpers.checkpoints import hash_file, list_checkpoints
+from lora_helpers.checkpoints import list_checkpoints
 from lora_helpers.errors import CheckFailed, InputError
+from lora_helpers.manifests import hash_file, read_manifest, seal
 from lora_helpers.records import read_record, validation_rows
 from lora_helpers.training import next_run_dir, train
 
@@ -119,9 +118,9 @@ def test_resuming_on_other_data_is_refused_unless_allowed(unbroken, tmp_path):
     config, run_dir, _ = unbroken
     start = tmp_path / "run" / "checkpoint-140"
     shutil.copytree(run_dir / "checkpoint-140", start)
-    manifest = json.loads((start / "manifest.json").read_text())
+    manifest = read_manifest(start)
     manifest["data"]["sha256"]["train"] = "0" * 64
-    (start / "manifest.json").write_text(json.dumps(manifest))
+    seal(start, manifest)
     with pytest.raises(InputError, match="trained on other data"):
         train(config, tmp_path / "new", resume_from=start)
     record = train(config, tmp_path / "allowed", resume_from=start, allow_other_data=True)
@@ -151,19 +150,6 @@ def test_a_run_that_could_not_begin_leaves_no_folder(tiny_config, tmp_path):
         with pytest.raises(InputError):
             train(tiny_config.replace(**wrong), tmp_path / "run")
         assert not (tmp_path / "run").exists()
-
-
-def test_no_pickle_is_executed_to_resume(unbroken, tmp_path):
-    from lora_helpers.checkpoints import read_manifest, seal
-
-    config, run_dir, _ = unbroken
-    start, planted = tmp_path / "run" / "checkpoint-70", tmp_path / "planted"
-    shutil.copytree(run_dir / "checkpoint-70", start)
-    (start / "optimizer.pt").write_bytes(pickle.dumps(Bomb(planted)))
-    seal(start, {k: v for k, v in read_manifest(start).items() if k != "files"})
-    with pytest.raises(CheckFailed, match="optimizer"):
-        train(config, tmp_path / "new", resume_from=start)
-    assert not planted.exists()
 
 
 def test_two_processes_never_train_into_one_folder(tiny_config, tmp_path):

@@ -1,0 +1,53 @@
+"""Where a base model's files lie, a local folder or the Hub's at a commit, and what identifies them.
+
+`model` loads a base from that folder and from nowhere else, so what is identified is what computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from .config import ROBERTA_BASE, find_folder, is_folder_name, portable_name
+from .data import cached_repository, download
+from .errors import InputError
+
+# Everything that decides what a base computes; other files of a folder (a card, a record) do not count.
+IDENTITY_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model")
+LOADED_FILES = ("*.json", *IDENTITY_FILES)  # what is fetched of a repository: no pickle, no other framework's weights
+
+
+def base_folder(name: str) -> Path | None:
+    """The local folder that `name` means here, None if it is a Hub name. ROBERTA_BASE_DIR counts for roberta-base."""
+    if name == ROBERTA_BASE and os.environ.get("ROBERTA_BASE_DIR"):
+        folder = Path(os.environ["ROBERTA_BASE_DIR"])
+        if not folder.is_dir():
+            raise InputError(f"ROBERTA_BASE_DIR is {str(folder)!r}, which is no folder; wanted roberta-base's files")
+        return folder
+    folder = find_folder(name)
+    if folder is None and is_folder_name(name):
+        raise InputError(f"base model folder {name!r} is missing; give a folder with config.json and model.safetensors")
+    return folder
+
+
+def base_files(name: str, revision: str | None) -> Path:
+    """The folder from which a base is loaded: a local one, or the Hub's at `revision`, downloaded if need be."""
+    instead = "connect to the Hub, set ROBERTA_BASE_DIR to a folder with roberta-base, or use PROFILE=mini"
+    return base_folder(name) or download(name, revision, LOADED_FILES, kind="model", instead=instead)
+
+
+def how_to_restore(name: str, revision: str | None) -> str:
+    """What to do about a base whose files are not what they should be."""
+    if base_folder(name):
+        return f"restore {base_folder(name)}: config.json, model.safetensors and the tokenizer's files"
+    return f"delete {cached_repository(base_files(name, revision))} to download it again"
+
+
+def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
+    """What identifies a base: its name, its commit on the Hub, and the SHA-256 of the weights and tokenizer loaded."""
+    folder, on_hub = base_files(name, revision), base_folder(name) is None
+    digest = hashlib.sha256()
+    for file in sorted({path for pattern in IDENTITY_FILES for path in folder.glob(pattern)}):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return {"name": portable_name(name), "revision": revision if on_hub else None, "sha256": digest.hexdigest()}

@@ -1,0 +1,204 @@
+"""How fast a training step is under four pipelines, side by side in one run on one machine.
+
+The models have random weights, for speed depends on shapes alone; see `workload`. Nothing here says how good a model is.
+`python -m lora_helpers bench` prints the tables, `make evidence PARTS=bench` records them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+
+from .benchmark_prediction import measure_prediction
+from .config import REPOSITORY, ROBERTA_MINI, RunConfig, get_profile
+from .environment import peak_memory_mib, reset_peak_memory
+from .model import compute_first_token_alone
+from .workload import (
+    BATCH,
+    PIPELINES,
+    SPECIAL,
+    Batch,
+    base_shapes,
+    best_device,
+    draw_lengths,
+    make_batches,
+    make_inputs,
+    make_model,
+    set_base_dropout,
+)  # fmt: skip
+
+DRAWN = 79_000  # rows; every pipeline batches the same ones
+# Forward, a weight costs a real token one multiplication and one addition, and backward the same again: the gradient
+# passes through it to the adapters below, and it has none of its own. Attention is left out: at 54 tokens it is 1 %.
+FLOP_A_WEIGHT = 4
+
+
+def make_step(model, config: RunConfig) -> Callable[[dict], float]:
+    """Forward, backward and optimizer step on one batch, as a function that returns the seconds they took."""
+    import torch
+
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0, fused=True)
+
+    def step(inputs: dict) -> float:
+        began = time.perf_counter()
+        loss = model(**inputs).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for a GPU
+        return time.perf_counter() - began
+
+    return step
+
+
+def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
+    """The step of each pipeline, taking turns (A B C D, A B C D, …); the median of `rounds`, after one step each to warm up.
+
+    Returns:
+        By pipeline: seconds_per_step, examples_per_second, real_tokens_per_second, padding (padded tokens over real
+        ones), useful_gflops (for real tokens alone), peak_memory_mib (None where the system cannot reset it).
+    """
+    config = get_profile("full")
+    model = make_model(shape, config)
+    step = make_step(model, config)
+    lengths = draw_lengths(DRAWN, longest=min(512, shape.max_position_embeddings - 2))
+    plans = {name: make_batches(name, lengths, batches) for name in PIPELINES}
+    seconds, peaks = {name: [] for name in plans}, {name: [] for name in plans}
+    for turn in range(rounds + 1):
+        for name, plan in plans.items():
+            ours = name == "ours"
+            set_base_dropout(model, config.base_dropout if ours else 0.1)
+            resets = reset_peak_memory()
+            with compute_first_token_alone(model.base_model.model) if ours else nullcontext():
+                taken = [step(make_inputs(batch, model)) for batch in (plan if turn else plan[:1])]
+            if turn:
+                seconds[name].append(np.mean(taken))
+                peaks[name].append(max(peak_memory_mib().values()) if resets else None)
+    return {
+        name: _describe(plan, float(np.median(seconds[name])), lengths, _useful_weights(model))
+        | {"peak_memory_mib": max(peaks[name]) if all(peaks[name]) else None}
+        for name, plan in plans.items()
+    }
+
+
+def measure_trainer(shape, *, rounds: int, steps: int) -> dict[str, float]:
+    """Our batches through the Trainer as `training` sets it up, and the same ones through the bare step, taking turns.
+
+    Returns:
+        bare_seconds and trainer_seconds (medians of a step), and overhead: what the Trainer adds, over the bare step.
+    """
+    bare, inside = [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            trainer, plan, clock = _make_timed_trainer(shape, Path(folder), steps)
+            trainer.train()
+        inside.append(np.mean(np.diff(clock)))
+        step = make_step(trainer.model, get_profile("full"))
+        bare.append(np.mean([step(make_inputs(batch, trainer.model)) for batch in plan][1:]))
+    bare_seconds, trainer_seconds = float(np.median(bare)), float(np.median(inside))
+    return {
+        "bare_seconds": bare_seconds,
+        "trainer_seconds": trainer_seconds,
+        "overhead": trainer_seconds / bare_seconds - 1,
+    }
+
+
+def measure_ceiling(seconds: float) -> float:
+    """The best rate of a float32 matrix product on this device, in GFLOP/s, over shapes that an encoder has."""
+    import torch
+
+    rates = []
+    for rows, columns, depth in ((864, 768, 768), (864, 3072, 768), (2048, 2048, 2048), (4096, 3072, 768)):
+        x, weight = (torch.rand(size, depth, device=best_device()) for size in (rows, columns))
+        torch.nn.functional.linear(x, weight)[0, 0].item()
+        began, count = time.perf_counter(), 0
+        while (passed := time.perf_counter() - began) < seconds:
+            torch.nn.functional.linear(x, weight)[0, 0].item()  # waits for a GPU
+            count += 1
+        rates.append(2 * rows * columns * depth * count / passed / 1e9)
+    return max(rates)
+
+
+def run_benchmark(
+    shapes: dict | None = None, *, rounds: int = 4, batches: int = 4, rows: int = 128, ceiling_seconds: float = 1.0
+) -> dict:
+    """Every measurement of a step and of prediction, for roberta-base's shape and the bundled base's, as one record."""
+    ceilings, steps, overheads, prediction = [measure_ceiling(ceiling_seconds)], [], {}, {}
+    for model, shape in (shapes or base_shapes()).items():
+        measured = measure_steps(shape, rounds=rounds, batches=batches)
+        steps += [{"model": model, "pipeline": name} | row for name, row in measured.items()]
+        overheads[model] = measure_trainer(shape, rounds=rounds, steps=4 * batches)
+        prediction[model] = measure_prediction(shape, rounds=rounds, rows=rows)
+        ceilings.append(measure_ceiling(ceiling_seconds))
+    for row in steps:
+        row["ceiling_share"] = row["useful_gflops"] / max(ceilings)
+    return {
+        "rounds": rounds,
+        "batch_size": BATCH,
+        "ceiling_gflops": max(ceilings),
+        "rows": steps,
+        "trainer": overheads,
+        "prediction": prediction,
+    }
+
+
+def _make_timed_trainer(shape, folder: Path, steps: int):
+    """The Trainer on random rows, the batches that it will see, and the list into which it puts the time of each step."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer, TrainerCallback
+
+    from .records import Clock
+    from .training import make_trainer
+
+    config = get_profile("full", max_steps=steps + 1, eval_steps=steps + 2, save_steps=steps + 2)
+    clock = []
+
+    class Timer(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            clock.append(time.perf_counter())
+            control.should_training_stop = state.global_step == steps  # before the last step's evaluation
+
+    model = make_model(shape, config)
+    set_base_dropout(model, config.base_dropout)
+    compute_first_token_alone(model.base_model.model)
+    lengths = draw_lengths((steps + 1) * BATCH, longest=min(512, shape.max_position_embeddings - 2))
+    ids = [np.random.default_rng(n).integers(SPECIAL, shape.vocab_size, n).tolist() for n in lengths]
+    rows = Dataset.from_dict({"input_ids": ids, "length": lengths, "labels": [0] * len(ids)})
+    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / ROBERTA_MINI)  # for the id of the padding token
+    trainer = make_trainer(config, folder, model, tokenizer, rows, rows, {}, Clock(0.0, 0.0))
+    trainer.add_callback(Timer())
+    plan = [Batch(lengths[batch], int(lengths[batch].max())) for batch in list(trainer.batches)[:steps]]
+    return trainer, plan, clock
+
+
+def _describe(plan: list[Batch], seconds: float, lengths: np.ndarray, weights: int) -> dict:
+    real = sum(int(batch.lengths.sum()) for batch in plan) / len(plan)
+    padded = sum(len(batch.lengths) * batch.width for batch in plan) / len(plan)
+    return {
+        "seconds_per_step": seconds,
+        "examples_per_second": real / seconds / float(lengths.mean()),  # a few batches are never an epoch to the token
+        "real_tokens_per_second": real / seconds,
+        "padding": padded / real,
+        "useful_gflops": FLOP_A_WEIGHT * weights * real / seconds / 1e9,
+    }
+
+
+def _useful_weights(model) -> int:
+    """Numbers in the frozen matrices that every token has to pass for the head's answer.
+
+    All of the encoder's but the last layer's behind its attention, where `<s>` alone counts: 79.6 of roberta-base's
+    84.9 million. The same for all pipelines, whether they compute more or not.
+    """
+    frozen = {
+        n: p.numel() for n, p in model.named_parameters() if ".layer." in n and p.ndim == 2 and not p.requires_grad
+    }
+    last = f".layer.{model.config.num_hidden_layers - 1}."
+    behind = [name for name in frozen if last in name and not any(part in name for part in ("query", "key", "value"))]
+    return sum(frozen.values()) - sum(frozen[name] for name in behind)

@@ -1,0 +1,68 @@
+"""How fast prediction is: `Classifier` beside `transformers.pipeline`, tokenisation, and a file of a million rows.
+
+As in `benchmark`, the weights are random, and the texts are random words of AG News' lengths.
+`python -m lora_helpers bench` and `make evidence` call this.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from .config import REPOSITORY, ROBERTA_MINI, get_profile
+from .environment import peak_memory_mib, reset_peak_memory
+from .inference import Classifier
+from .workload import best_device, draw_lengths, draw_texts, make_model
+
+PIPELINE_BATCHES = {"pipeline-default": 1, "pipeline-8": 8, "pipeline-64": 64}  # 8: the course's own inference
+
+
+def measure_prediction(shape, *, rounds: int, rows: int) -> dict[str, dict]:
+    """Rows a second of `Classifier` and of `transformers.pipeline` on the same texts, taking turns; medians of `rounds`.
+
+    The pipeline has the adapter beside the base, as it is loaded; `Classifier` merges it.
+    """
+    from transformers import AutoTokenizer, pipeline
+
+    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / ROBERTA_MINI)
+    longest = min(512, shape.max_position_embeddings - 2)
+    texts = draw_texts(draw_lengths(rows, longest=longest), tokenizer)
+    model = make_model(shape, get_profile("full")).eval()
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device=best_device())
+    merged = make_model(shape, get_profile("full")).merge_and_unload()
+    classifier = Classifier(merged, tokenizer, max_length=longest)
+    ways = {
+        name: lambda size=size: classify(texts, batch_size=size, truncation=True, max_length=longest)
+        for name, size in PIPELINE_BATCHES.items()
+    } | {"ours": lambda: classifier.predict(texts)}
+    seconds = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, predict in ways.items():
+            began = time.perf_counter()
+            predict()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: {"rows": rows, "rows_per_second": rows / float(np.median(taken))} for name, taken in seconds.items()}
+
+
+def measure_stream(classifier: Classifier, rows: int, *, tokens: int = 7) -> dict[str, float]:
+    """Seconds and peak memory of `predict_file` on a file of `rows` short texts, made for it and removed."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "texts.txt"
+        texts = draw_texts(np.full(4096, tokens), classifier.tokenizer)
+        with source.open("w", encoding="utf-8") as stream:
+            stream.writelines(f"{texts[i % len(texts)].strip()} {i}\n" for i in range(rows))
+        resets = reset_peak_memory()
+        began = time.perf_counter()
+        count = classifier.predict_file(source, Path(folder) / "labels.csv", progress=False)
+        seconds = time.perf_counter() - began
+    if count != rows:
+        raise RuntimeError(f"{count} labels for {rows} rows")
+    return {
+        "rows": rows,
+        "seconds": seconds,
+        "peak_memory_mib": peak_memory_mib().get("process") if resets else None,
+    }

@@ -1,0 +1,81 @@
+"""What makes a folder a whole checkpoint: `manifest.json`, written last, with the SHA-256 of every file and of itself.
+
+`callbacks` seals, `checkpoints` compares. Whatever must stand whole or not at all is written by `write_atomically`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import CheckFailed
+
+MANIFEST = "manifest.json"
+
+
+def seal(folder: Path, details: dict) -> None:
+    """Make `folder` a whole checkpoint: checksums of all its files, and `details`, in a manifest written last.
+
+    The Trainer's `training_args.bin` is removed first: it is a pickle of the arguments, and the record has them.
+    """
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the run has one of its own
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    for path in files:
+        _sync(path)
+    write_atomically(folder / MANIFEST, _render(details | {"files": {path.name: hash_file(path) for path in files}}))
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a whole checkpoint as it was sealed, None for a foreign folder.
+
+    Raises:
+        CheckFailed: one byte of it is not what `seal` wrote.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        manifest.pop("sha256", None)
+        if _render(manifest) != text:
+            raise ValueError("it is not what its own SHA-256 was taken of")
+        return manifest | {"files": dict(manifest["files"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckFailed(f"{path}: not a manifest ({error}); the checkpoint is damaged, take another") from error
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all: temporary name, fsync, rename."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep a shared folder's readers out
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _render(content: dict) -> str:
+    """The manifest's text: `content` and, last, the SHA-256 of `content` as JSON."""
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps(content | {"sha256": digest}, indent=2) + "\n"
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())

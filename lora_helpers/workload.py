@@ -1,0 +1,114 @@
+"""What the benchmarks work on: token lengths as AG News has them, batches as four pipelines make them, random words.
+
+Speed depends on shapes, not on what weights and words say. So nothing here is read but a count of lengths, and the
+benchmarks need neither the data set nor a network.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .batching import LengthGroupedSampler
+from .config import REPOSITORY, ROBERTA_MINI, RunConfig
+from .model import make_lora_config, roberta_base_shape
+
+# AG News' training rows by their number of tokens under roberta-base's tokenizer, special ones included.
+LENGTHS = Path(__file__).parent / "ag_news_lengths.json"
+PIPELINES = ("original", "trainer-default", "pad-128", "ours")
+BATCH = 16  # rows, as in every profile
+BLOCK = 1000  # rows that the course notebook padded together
+SPECIAL = 5  # token ids below are special
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The shape of a batch."""
+
+    lengths: np.ndarray  # real tokens of each row
+    width: int  # tokens a row, padding included
+
+
+def draw_lengths(count: int, *, longest: int = 512, seed: int = 0) -> np.ndarray:
+    """Tokens of `count` rows, <int64>[count], special ones included, drawn as AG News has them and cut at `longest`."""
+    counts = json.loads(LENGTHS.read_text())
+    tokens, rows = np.array(list(counts), dtype=int), np.array(list(counts.values()))
+    return np.minimum(np.random.default_rng(seed).choice(tokens, size=count, p=rows / rows.sum()), longest)
+
+
+def make_batches(pipeline: str, lengths: np.ndarray, count: int) -> list[Batch]:
+    """`count` batches that stand for an epoch: the epoch in `count` equal parts by width, and the middle one of each.
+
+    `original` pads blocks of 1,000 rows in file order, then draws at random from all of them, so that a batch is as
+    wide as the widest of its 16 blocks; `trainer-default` pads random batches to their longest row; `pad-128` pads
+    and cuts at 128 tokens; `ours` pads batches of like length to their longest row.
+    """
+    sampler = LengthGroupedSampler(lengths, BATCH, order="length-grouped" if pipeline == "ours" else "random")
+    rows = np.array(list(sampler))
+    rows = rows[: len(rows) // BATCH * BATCH].reshape(-1, BATCH)
+    real = np.minimum(lengths[rows], 128) if pipeline == "pad-128" else lengths[rows]
+    widths = real.max(axis=1)
+    if pipeline == "original":
+        blocks = np.maximum.reduceat(lengths, range(0, len(lengths), BLOCK))
+        widths = blocks[rows // BLOCK].max(axis=1)
+    if pipeline == "pad-128":
+        widths = np.full(len(rows), 128)
+    middles = ((np.arange(count) + 0.5) * len(rows) / count).astype(int)
+    return [Batch(real[i], int(widths[i])) for i in np.argsort(widths, kind="stable")[middles]]
+
+
+def make_inputs(batch: Batch, model) -> dict:
+    """Random tokens of the batch's shape: input_ids and attention_mask <int64>[rows, width], labels <int64>[rows]."""
+    import torch
+
+    rows = len(batch.lengths)
+    mask = torch.arange(batch.width) < torch.from_numpy(batch.lengths)[:, None]
+    ids = torch.randint(SPECIAL, model.config.vocab_size, (rows, batch.width)).where(mask, model.config.pad_token_id)
+    labels = torch.randint(0, model.config.num_labels, (rows,))
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+
+def draw_texts(lengths: np.ndarray, tokenizer, *, seed: int = 0) -> list[str]:
+    """Texts of `lengths` tokens, special ones included: whole words of the vocabulary, drawn at random."""
+    words = [word[1:] for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalpha()]
+    rng = np.random.default_rng(seed)
+    return [" " + " ".join(rng.choice(words, max(int(n) - 2, 1))) for n in lengths]
+
+
+def make_model(shape, config: RunConfig):
+    """A sequence classifier of `shape` with random weights under the LoRA of `config`, in training mode."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(config.seed)
+    base = AutoModelForSequenceClassification.from_config(shape, dtype=torch.float32)
+    return get_peft_model(base, make_lora_config(config, ["classifier"])).train().to(best_device())
+
+
+def base_shapes() -> dict:
+    """The configurations of roberta-base and of the bundled base, with a 4-class head."""
+    from transformers import AutoConfig
+
+    mini = AutoConfig.from_pretrained(REPOSITORY / ROBERTA_MINI, num_labels=4)
+    return {"roberta-base": roberta_base_shape(), "roberta-mini": mini}
+
+
+def set_base_dropout(model, probability: float) -> None:
+    """Dropout of hidden states and attention; LoRA's own stays as it is."""
+    import torch
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and "lora" not in name:
+            module.p = probability
+
+
+def best_device():
+    """The accelerator that torch finds, else the CPU."""
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -1,0 +1,68 @@
+"""The two repositories that `original` and `full` load, as a `HubServer` serves them: right in all but the weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from itertools import islice
+from pathlib import Path
+
+from hub_server import Repository
+
+from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, ROBERTA_BASE, ROBERTA_BASE_REVISION
+
+# 50,265 tokens, 514 positions, a type and a norm (2) of width 32; 2 layers of 8,544; a 4-class head of 1,188.
+SMALL_PARAMETERS = (50_265 + 514 + 1 + 2) * 32 + 2 * 8_544 + 1_188
+SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def build_repositories(root: Path, roberta_base: Path, ag_news: Path, *, shape: dict, rows: dict) -> list[Repository]:
+    """Both at their pinned commits, made under `root` from the folders with roberta-base's and AG News' files."""
+    build_base(root / "base", roberta_base, **shape)
+    build_data(root / "data", ag_news, **rows)
+    return [
+        Repository("models", ROBERTA_BASE, ROBERTA_BASE_REVISION, root / "base"),
+        Repository("datasets", AG_NEWS, AG_NEWS_REVISION, root / "data"),
+    ]
+
+
+def build_base(folder: Path, source: Path, **shape) -> None:
+    """roberta-base's repository: `source`'s tokenizer and configuration (with `shape`), random weights of seed 0.
+
+    The pickle that the Hub keeps beside the weights is there too; nobody should ask for it.
+    """
+    import torch
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    torch.manual_seed(0)
+    config = RobertaConfig.from_pretrained(source, **shape)
+    RobertaForMaskedLM(config).save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copyfile(source / name, folder / name)
+    (folder / "pytorch_model.bin").write_bytes(b"not to be asked for")
+
+
+def build_data(folder: Path, source: Path, **rows: int) -> None:
+    """AG News' repository: the first `rows` of `source`'s train.csv and test.csv in the Hub's schema, and its card."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    names = ["World", "Sports", "Business", "Sci/Tech"]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    (folder / "data").mkdir(parents=True)
+    splits = []
+    for split, count in rows.items():
+        with (source / f"{split}.csv").open(encoding="utf-8", newline="") as stream:
+            taken = list(islice(csv.reader(stream), count))
+        columns = {"text": [f"{t} {d}".strip() for _, t, d in taken], "label": [int(c) - 1 for c, _, _ in taken]}
+        file = folder / "data" / f"{split}-00000-of-00001.parquet"
+        size = Dataset.from_dict(columns, features=features).to_parquet(file)
+        splits.append({"name": split, "num_bytes": size, "num_examples": count})
+    label = {"class_label": {"names": {str(i): name for i, name in enumerate(names)}}}
+    columns = [{"name": "text", "dtype": "string"}, {"name": "label", "dtype": label}]
+    files = [{"split": split, "path": f"data/{split}-*"} for split in rows]
+    card = {
+        "dataset_info": {"features": columns, "splits": splits},
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n", encoding="utf-8")  # JSON is YAML

@@ -1,0 +1,89 @@
+"""The benchmarks measure what they say; how fast anything is, no test asks."""
+
+import numpy as np
+import pytest
+
+from lora_helpers.ablations import compare
+from lora_helpers.benchmark import run_benchmark
+from lora_helpers.benchmark_figures import draw_benchmark_figures
+from lora_helpers.workload import PIPELINES, draw_lengths, draw_texts, make_batches, make_inputs, make_model
+
+
+@pytest.fixture(scope="module")
+def tiny_shape(tiny_base):
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(tiny_base, num_labels=4)
+
+
+def test_a_smoke_run_fills_the_record(tiny_shape):
+    record = run_benchmark({"tiny": tiny_shape}, rounds=1, batches=2, rows=12, ceiling_seconds=0.05)
+    assert [row["pipeline"] for row in record["rows"]] == list(PIPELINES)
+    for row in record["rows"]:
+        assert row["padding"] >= 1 and row["peak_memory_mib"] > 0 and 0 < row["ceiling_share"] < 1
+        assert row["examples_per_second"] > 0 and row["seconds_per_step"] > 0
+    assert set(record["trainer"]["tiny"]) == {"bare_seconds", "trainer_seconds", "overhead"}
+    assert set(record["prediction"]["tiny"]) == {"pipeline-default", "pipeline-8", "pipeline-64", "ours"}
+
+
+def test_the_lengths_are_those_of_ag_news(ag_news_dir):
+    import os
+
+    from transformers import AutoTokenizer
+
+    from lora_helpers.data import load_split
+
+    tokenizer = AutoTokenizer.from_pretrained(os.environ["ROBERTA_BASE_DIR"])
+    texts = load_split(str(ag_news_dir), "train")["text"][:8000]
+    real = np.array([len(row) for row in tokenizer(list(texts))["input_ids"]])
+    drawn = draw_lengths(8000)
+    assert drawn.mean() == pytest.approx(real.mean(), rel=0.05)
+    assert np.quantile(drawn, 0.99) == pytest.approx(np.quantile(real, 0.99), rel=0.1)
+
+
+def test_each_pipeline_pads_as_it_is_known_to():
+    """329 tokens an example for the course notebook, 94 for random batches, both measured on the real rows."""
+    lengths = draw_lengths(79_000)
+    widths = {name: np.mean([batch.width for batch in make_batches(name, lengths, 50)]) for name in PIPELINES}
+    assert widths["original"] == pytest.approx(329, rel=0.05)
+    assert widths["trainer-default"] == pytest.approx(94, rel=0.05)
+    assert widths["pad-128"] == 128
+    assert widths["ours"] < 1.05 * lengths.mean()
+
+
+def test_inputs_have_the_shape_of_their_batch(tiny_shape, tiny_config):
+    model = make_model(tiny_shape, tiny_config)
+    batch = make_batches("trainer-default", draw_lengths(160, longest=60), 1)[0]
+    inputs = make_inputs(batch, model)
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (16, batch.width)
+    assert inputs["attention_mask"].sum(dim=1).tolist() == batch.lengths.tolist()
+
+
+def test_texts_have_the_tokens_that_they_were_drawn_for(tiny_base):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    lengths = draw_lengths(200)
+    real = np.array([len(ids) for ids in tokenizer(draw_texts(lengths, tokenizer))["input_ids"]])
+    assert np.abs(real - lengths).mean() < 0.02 * lengths.mean()
+
+
+def test_differences_are_paired_by_seed():
+    shared, better = np.array([0.90, 0.92, 0.88, 0.91, 0.89]), 0.01
+    found = compare({"ours": list(shared + better), "random-order": list(shared)})
+    assert found["random-order"]["difference"] == pytest.approx(better)
+    low, high = found["random-order"]["interval"]
+    assert low == pytest.approx(high)  # the spread over seeds is the same on both sides and cancels
+    unpaired = compare({"ours": list(shared + better), "random-order": list(shared[::-1])})
+    assert np.ptp(unpaired["random-order"]["interval"]) > 0.01
+
+
+def test_a_figure_is_drawn_for_each_part_that_is_there(tmp_path):
+    environment = {"processor": "a processor", "cores": 2, "commit": None}
+    rows = [
+        {"model": "roberta-base", "pipeline": name, "examples_per_second": 1.0, "useful_gflops": 10.0}
+        for name in PIPELINES
+    ]
+    bench = {"rows": rows, "ceiling_gflops": 100.0, "environment": environment}
+    assert [path.name for path in draw_benchmark_figures({"bench": bench}, tmp_path)] == ["throughput.png"]
+    assert draw_benchmark_figures({}, tmp_path) == []

@@ -1,0 +1,306 @@
+"""`original` and `full` through the Hub's own client libraries, from a server on this machine, with and without faults.
+
+The weights are small and random: this is about what is asked for, what is refused, and what is left in the cache.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hub_client import Client
+from hub_repositories import SMALL, SMALL_PARAMETERS, build_repositories
+from hub_server import Fault, HubServer
+
+from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, ROBERTA_BASE, ROBERTA_BASE_REVISION
+from lora_helpers.records import read_record
+
+ROWS = {"train": 2000, "test": 400}
+SIZES = {"rows": ROWS, "parameters": SMALL_PARAMETERS}  # what the product insists on, for these repositories
+TEXTS = ["Central bank raises rates", "Striker scores twice in the final", "New chip halves the power of a phone"]
+TWENTY = {"max-steps": 20, "eval-steps": 20, "save-steps": 20, "validation-size": 32, "batch-size": 2}
+ONE = {"max-steps": 1, "eval-steps": 1, "save-steps": 1, "validation-size": 8, "batch-size": 2, "max-length": 16}
+TRAIN = "data/train-00000-of-00001.parquet"
+OTHER_COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def repositories(ag_news_dir, tmp_path_factory):
+    """The two small repositories, or a visible skip."""
+    source = os.environ.get("ROBERTA_BASE_DIR")
+    if not source:
+        pytest.skip("ROBERTA_BASE_DIR is not set: roberta-base's tokenizer is not on this machine")
+    return build_repositories(tmp_path_factory.mktemp("hub"), Path(source), ag_news_dir, shape=SMALL, rows=ROWS)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What an online client and then an offline one did with each profile: name of the run -> what came of it."""
+
+    folder: Path
+    statuses: dict[str, tuple[int, list[str]]]
+    log: list  # of the server, which closed before the offline client began
+    offline: Client
+
+    def record(self, run: str) -> dict:
+        return read_record(self.folder / run)
+
+    def predictions(self, name: str) -> str:
+        return (self.folder / f"{name}.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def runs(repositories, tmp_path_factory):
+    """Each profile for 20 steps and its checkpoint reloaded: from the server, then from the cache alone."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "texts.txt").write_text("\n".join(TEXTS))
+    statuses = {}
+
+    def train_and_reload(client, where):
+        for profile in ("original", "full"):
+            run = f"{profile}-{where}"
+            statuses[run] = client.run("train", profile, "--output-dir", folder / run, *_flags(TWENTY))
+            statuses[f"{run}-reload"] = _reload(client, folder, run, f"{run}-reload")
+
+    with HubServer(repositories) as hub:
+        online = Client(tmp_path_factory.mktemp("client"), hub.endpoint, **SIZES)
+        offline = Client(online.folder, hub.endpoint, **SIZES, HF_HUB_OFFLINE="1")  # imports meanwhile
+        train_and_reload(online, "online")
+    online.close()
+    train_and_reload(offline, "offline")
+    statuses["across"] = _reload(offline, folder, "original-online", "across")
+    yield Runs(folder, statuses, hub.log, offline)
+    offline.close()
+
+
+@pytest.fixture(scope="module")
+def served(repositories, tmp_path_factory):
+    """A server and a client of it that waits one second for an answer; the tests below share them."""
+    with HubServer(repositories) as hub:
+        timeouts = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
+        client = Client(tmp_path_factory.mktemp("client"), hub.endpoint, **SIZES, hurried=True, **timeouts)
+        yield hub, client
+        client.close()
+
+
+@pytest.fixture
+def fresh(served, repositories, tmp_path):
+    """Server, client with an empty cache, and the command that trains one step; faults and changes end with the test."""
+    hub, client = served
+    hub.faults.clear()
+    hub.log.clear()
+    client.forget()
+    hub.repositories = list(repositories)
+    return hub, client, ("train", "original", "--output-dir", tmp_path / "run", *_flags(ONE))
+
+
+def test_20_steps_of_both_profiles_from_the_hub_and_their_checkpoints_reloaded(runs):
+    for outcome in runs.statuses.values():
+        _require_success(outcome)
+    for profile in ("original", "full"):
+        record = runs.record(f"{profile}-online")
+        assert record["base"]["name"] == ROBERTA_BASE and record["base"]["revision"] == ROBERTA_BASE_REVISION
+        assert record["data"]["source"] == f"{AG_NEWS} at {AG_NEWS_REVISION}"
+        assert record["data"]["rows"] == {"train": ROWS["train"] - 32, "validation": 32}
+        assert runs.predictions(f"{profile}-online-reload").count("\n") == len(TEXTS) + 1
+    assert runs.predictions("original-online-reload") != runs.predictions("full-online-reload")
+
+
+def test_only_the_pinned_commits_are_asked_for_and_only_what_is_needed(runs):
+    assert {request.status for request in runs.log} == {200, 302}
+    named = [r.path for r in runs.log if not r.path.startswith("/storage/")]
+    pinned = f"/{ROBERTA_BASE}/(tree|resolve)/{ROBERTA_BASE_REVISION}|/{AG_NEWS}/(tree|resolve)/{AG_NEWS_REVISION}"
+    assert len(named) > 5 and all(re.search(pinned, path) for path in named)
+    files = sorted(re.split("/resolve/[^/]+/", path)[1] for path in set(named) if "/resolve/" in path)
+    assert files == ["config.json", TRAIN, "merges.txt", "model.safetensors", "vocab.json"]  # no pickle, no test split
+    stored = [(r.path.split("/")[-2], r.bytes) for r in runs.log if r.path.startswith("/storage/")]
+    assert len(stored) == 2  # one download each, for four runs of training and reloading
+
+
+def test_offline_the_cache_gives_the_same_run_to_the_bit(runs):
+    for profile in ("original", "full"):
+        online, offline = runs.record(f"{profile}-online"), runs.record(f"{profile}-offline")
+        assert online["base"] == offline["base"] and len(online["base"]["sha256"]) == 64
+        assert online["data"] == offline["data"]
+        assert online["checkpoints"] == offline["checkpoints"]
+        assert runs.predictions(f"{profile}-online-reload") == runs.predictions(f"{profile}-offline-reload")
+    assert runs.predictions("across") == runs.predictions("original-online-reload")
+    assert runs.record("original-online")["checkpoints"] != runs.record("full-online")["checkpoints"]
+
+
+def test_no_file_of_a_run_names_the_cache(runs):
+    files = [f for f in runs.folder.glob("original-online/**/*") if f.is_file()]
+    assert len(files) > 5
+    assert not [f for f in files if str(runs.offline.cache).encode() in f.read_bytes()]
+
+
+@pytest.mark.parametrize("name", ["base", "dataset"])
+def test_offline_another_commit_is_not_replaced_by_the_one_in_the_cache(name, runs, tmp_path):
+    train = ("train", "original", "--output-dir", tmp_path / "run", *_flags(ONE))
+    _require_one_line(
+        runs.offline.run(*train, f"--{name}-revision", OTHER_COMMIT), 2, f"{OTHER_COMMIT} could not be loaded"
+    )
+    _require_success(runs.offline.run(*train))
+
+
+def test_the_stock_libraries_read_the_same_server(fresh):
+    hub, client, _ = fresh
+    code = f"""
+from datasets import load_dataset
+from transformers import AutoModel, AutoTokenizer
+data = load_dataset({AG_NEWS!r}, revision={AG_NEWS_REVISION!r})
+assert {{name: len(rows) for name, rows in data.items()}} == {ROWS}
+assert data["train"].features["label"].names == ["World", "Sports", "Business", "Sci/Tech"]
+assert len(AutoTokenizer.from_pretrained({ROBERTA_BASE!r}, revision={ROBERTA_BASE_REVISION!r})) == 50265
+AutoModel.from_pretrained({ROBERTA_BASE!r}, revision={ROBERTA_BASE_REVISION!r})
+"""
+    status, lines = client.execute(code)
+    assert status == 0, lines
+    assert {r.status for r in hub.log} == {200, 302, 404}  # they ask for optional files, too
+    assert client.execute(f"from transformers import AutoModel; AutoModel.from_pretrained({ROBERTA_BASE!r})")[0] == 70
+
+
+FAULTS = {
+    "no such commit": (Fault("404", "/api/models/"), "RevisionNotFoundError"),
+    "HTTP 500 for the data": (Fault("500", "/api/datasets/"), "500 Internal Server Error"),
+    "HTTP 500 for the weights": (Fault("500", "/storage/model"), "500 Internal Server Error"),
+    "a login page for the list of files": (Fault("portal", "/api/models/"), "JSONDecodeError"),
+    "the data cut off": (Fault("cut", "/storage/data"), "RemoteProtocolError"),
+    "the weights cut off": (Fault("cut", "/storage/model"), "RemoteProtocolError"),
+    "the weights shorter than announced": (Fault("short", "/storage/model"), "Consistency check failed"),
+    "the weights too slow": (Fault("slow", "/storage/model", seconds=2.5), "ReadTimeout"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_line_and_the_next_try_succeeds(fault, fresh):
+    hub, client, train = fresh
+    hub.faults, reason = [replace(FAULTS[fault][0])], FAULTS[fault][1]
+    _require_one_line(
+        client.run(*train), 2, rf"could not be loaded \(.*{reason}.*\); connect to the Hub, set \w+_DIR to"
+    )
+    assert any(hub.faults[0].where in request.path for request in hub.log)
+    assert not list(client.cache.rglob("*.incomplete"))
+    hub.faults.clear()
+    _require_success(client.run(*train))  # into the same folder: nothing is left in the way
+
+
+@pytest.mark.parametrize("what", ["cut", "slow", "500"])
+def test_a_passing_fault_is_overcome(what, fresh):
+    hub, client, train = fresh
+    where = "/resolve/" if what == "500" else "/storage/model"
+    hub.faults = [Fault(what, where, times=1, seconds=2.5)]
+    _require_success(client.run(*train))
+    assert hub.faults[0].times == 0
+    sent = [(r.status, r.bytes) for r in hub.log if r.path.startswith("/storage/model") and r.status in (200, 206)]
+    assert any(status == 206 for status, _ in sent) == (what == "cut")  # the second half alone is fetched again
+
+
+def edit_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def drop_a_token(folder):
+    path = folder / "vocab.json"
+    path.write_text(json.dumps({t: i for t, i in json.loads(path.read_text()).items() if t != "madeupword0002"}))
+
+
+def change_the_data(folder, *, rows=ROWS["train"], **labels):
+    from datasets import ClassLabel, Dataset
+
+    path = str(folder / TRAIN)
+    data = Dataset.from_parquet(path, cache_dir=str(folder / "cache")).select(range(rows))
+    (data.cast_column("label", ClassLabel(**labels)) if labels else data).to_parquet(path)
+    shutil.rmtree(folder / "cache")
+
+
+OTHER_CONTENT = {  # which repository (0: the base, 1: the data) serves what else, and what the refusal says of it
+    "a configuration that does not fit the weights": (
+        0,
+        lambda f: edit_config(f, hidden_size=16),
+        "could not be loaded",
+    ),
+    "half the layers": (0, lambda f: edit_config(f, num_hidden_layers=1), "has 1,634,756 parameters, wanted"),
+    "a vocabulary short of one token": (0, drop_a_token, "50,264 tokens in its vocabulary and 50,265 in its"),
+    "weights that are none": (0, lambda f: (f / "model.safetensors").write_bytes(b"none"), "could not be loaded"),
+    "a row too few": (1, lambda f: change_the_data(f, rows=1999), "1999 rows .*, wanted 2000"),
+    "labels in another order": (
+        1,
+        lambda f: change_the_data(f, names=["Sports", "World", "Business", "Sci/Tech"]),
+        "labels .'Sports', 'World', 'Business', 'Sci/Tech'., wanted .* .'World'",
+    ),
+    "data that are no parquet file": (1, lambda f: (f / TRAIN).write_bytes(b"none"), "not a whole parquet file"),
+}
+
+
+@pytest.mark.parametrize("content", OTHER_CONTENT)
+def test_other_content_under_the_pinned_commit_is_refused_and_the_line_says_what_to_delete(
+    content, fresh, repositories, tmp_path
+):
+    hub, client, train = fresh
+    place, change, reason = OTHER_CONTENT[content]
+    hub.repositories[place] = _changed(repositories[place], tmp_path, change)
+    status, lines = client.run(*train)
+    _require_one_line((status, lines), 2, f"{reason}.*; delete .+ to download it again")
+    _delete_what_it_says(lines[-1], client)
+    hub.repositories[place] = repositories[place]
+    _require_success(client.run(*train))
+
+
+def test_other_bytes_of_the_same_shape_are_refused_by_the_checkpoints_record(fresh, repositories, tmp_path):
+    hub, client, train = fresh
+    _require_success(client.run(*train))
+    verify = ("verify", tmp_path / "run" / "checkpoint-1")
+    client.forget()
+    _require_success(client.run(*verify))  # downloaded anew, the same bytes
+    client.forget()
+    hub.repositories = [_changed(repositories[0], tmp_path, _change_one_weight), repositories[1]]
+    status, lines = client.run(*verify)
+    _require_one_line((status, lines), 1, "not the ones this checkpoint was trained on .*; delete .+ to download")
+    hub.repositories = list(repositories)
+    _delete_what_it_says(lines[-1], client)
+    _require_success(client.run(*verify))
+
+
+def _flags(fields: dict) -> list:
+    return [part for name, value in fields.items() for part in (f"--{name}", value)]
+
+
+def _reload(client: Client, folder: Path, run: str, name: str) -> tuple[int, list[str]]:
+    checkpoint, target = folder / run / "checkpoint-20", folder / f"{name}.csv"
+    return client.run("predict", checkpoint, "--input", folder / "texts.txt", "--output", target, "--probabilities")
+
+
+def _require_success(outcome: tuple[int, list[str]]) -> None:
+    status, lines = outcome
+    assert status == 0, "\n".join(lines)
+
+
+def _require_one_line(outcome: tuple[int, list[str]], status: int, pattern: str) -> None:
+    found, lines = outcome
+    assert found == status, lines
+    assert len(lines) == 1, lines
+    assert re.match("error: " if status == 2 else "failed: ", lines[0]) and re.search(pattern, lines[0]), lines[0]
+
+
+def _delete_what_it_says(line: str, client: Client) -> None:
+    folder = Path(re.search(r"delete (.+?) to download", line)[1])
+    assert folder.parent == client.cache / "hub"  # one repository, no more
+    shutil.rmtree(folder)
+
+
+def _changed(repository, tmp_path: Path, change):
+    folder = shutil.copytree(repository.folder, tmp_path / repository.folder.name)
+    change(folder)
+    return replace(repository, folder=folder)
+
+
+def _change_one_weight(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1  # the lowest bit of the last float32
+    path.write_bytes(content)
