@@ -127,14 +127,14 @@ def measure_ceiling(seconds: float) -> float:
 
 
 def run_benchmark(
-    shapes: dict | None = None, *, rounds: int = 4, batches: int = 4, rows: int = 128, ceiling_seconds: float = 1.0
+    shapes: dict | None = None, *, rounds: int = 3, batches: int = 4, rows: int = 96, ceiling_seconds: float = 1.0
 ) -> dict:
     """Every measurement of a step and of prediction, for roberta-base's shape and the bundled base's, as one record."""
     ceilings, steps, overheads, prediction = [measure_ceiling(ceiling_seconds)], [], {}, {}
     for model, shape in (shapes or base_shapes()).items():
         measured = measure_steps(shape, rounds=rounds, batches=batches)
         steps += [{"model": model, "pipeline": name} | row for name, row in measured.items()]
-        overheads[model] = measure_trainer(shape, rounds=rounds, steps=4 * batches)
+        overheads[model] = measure_trainer(shape, rounds=rounds, steps=3 * batches)
         prediction[model] = measure_prediction(shape, rounds=rounds, rows=rows)
         ceilings.append(measure_ceiling(ceiling_seconds))
     for row in steps:

@@ -8,6 +8,9 @@ import difflib
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line, the command line exits with 2."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))  # a name with a line break in it is still named on one line
+
     def _render_traceback_(self) -> list[str]:
         """What Jupyter shows: the sentence, not the way to it."""
         return [f"{type(self).__name__}: {self}"]

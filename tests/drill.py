@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
+import subprocess
 import sys
 import tempfile
 import threading
@@ -16,6 +18,10 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project is run from its folder, not installed
+
+import drill_hub
 
 from lora_helpers.checkpoints import list_checkpoints
 from lora_helpers.config import REPOSITORY, RunConfig, get_profile
@@ -26,6 +32,7 @@ from lora_helpers.training import train
 
 PLACES = ("starting", "training", "evaluation", "writing")  # what a run can be busy with, as numbers in shared memory
 STARTING, TRAINING, EVALUATION, WRITING = range(4)
+OUTSIDE = ("ROBERTA_BASE_DIR", "AG_NEWS_DIR")  # folders that the last part reads
 RECORD = REPOSITORY / "checkpoints" / "reliability.json"
 SAME = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt")
 
@@ -160,8 +167,8 @@ def _wait(process, busy, place: int, config: RunConfig, seconds: float, dice: ra
     time.sleep(dice.uniform(0, 0.01))
 
 
-def main() -> None:
-    """The whole drill: 24 kills of a small run of the bundled profile, counted in checkpoints/reliability.json."""
+def run_stops() -> dict:
+    """24 kills of a small run that has dropout, length grouping, three epochs and checkpoints in each; and a control."""
     fields = {"base_dropout": 0.1, "max_length": 48, "max_steps": 170, "eval_steps": 10, "save_steps": 40}
     config = get_profile("mini", warmup_steps=5, lora_dropout=0.1, **fields)
     places = [TRAINING, WRITING, EVALUATION, TRAINING, WRITING, WRITING, EVALUATION, TRAINING] * 3
@@ -169,9 +176,29 @@ def main() -> None:
         found = summary(drill(config, Path(folder), places))
         train(config.replace(seed=7), Path(folder) / "another-seed")
         control = fingerprint(Path(folder) / "another-seed") != fingerprint(Path(folder) / "reference")
-    keep({"stops": found | {"another_seed_differs": control, "environment": environment()}})
-    print(json.dumps({key: value for key, value in found.items() if key != "rows"}))
-    sys.exit(found["mismatches"] > 0 or not control)
+    return found | {"another_seed_differs": control, "environment": environment()}
+
+
+def count_tests() -> dict:
+    """What the tests of damage, bad input and properties tried, as they count it themselves."""
+    names = [f"tests/test_{name}.py" for name in ("damage", "bad_inputs", "properties")]
+    with tempfile.TemporaryDirectory() as folder:
+        counts = Path(folder) / "counts.json"
+        environment = os.environ | {"EVIDENCE_COUNTS": str(counts)}
+        subprocess.run([sys.executable, "-m", "pytest", *names], check=True, cwd=REPOSITORY, env=environment)
+        return json.loads(counts.read_text())
+
+
+def main() -> None:
+    """Every part, each kept as soon as it is done; the exit status says whether a run ended in other bits."""
+    missing = [name for name in OUTSIDE if not os.environ.get(name)]
+    if missing:
+        sys.exit(f"{' and '.join(missing)} not set: wanted the folders with roberta-base's files and with AG News")
+    stops = run_stops()
+    keep({"stops": stops})
+    keep({"counts": count_tests()})
+    keep({"hub": drill_hub.run_full_size(*(Path(os.environ[name]) for name in OUTSIDE))})
+    sys.exit(stops["mismatches"] > 0 or not stops["another_seed_differs"])
 
 
 if __name__ == "__main__":

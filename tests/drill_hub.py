@@ -1,19 +1,15 @@
 """The drill of the full size: roberta-base's true shape, downloaded, trained for 20 steps and reloaded, without the Hub.
 
-`python tests/drill_hub.py` serves 500 MB of random weights from this machine and prints one line of JSON: what was
-served and what came of it. It takes some minutes, needs 2 GB of disk and memory, AG_NEWS_DIR and ROBERTA_BASE_DIR.
+`make drill` calls it. It serves 500 MB of random weights from this machine, takes some minutes, and needs 2 GB of disk
+and memory, AG News and roberta-base's tokenizer.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project is run from its folder, not installed
 
 from hub_client import Client
 from hub_repositories import build_repositories
@@ -77,10 +73,3 @@ def _require_success(outcome: tuple[int, list[str]]) -> None:
     status, lines = outcome
     if status:
         raise RuntimeError(f"exit status {status}: " + "\n".join(lines))
-
-
-if __name__ == "__main__":
-    missing = [name for name in ("ROBERTA_BASE_DIR", "AG_NEWS_DIR") if not os.environ.get(name)]
-    if missing:
-        sys.exit(f"{' and '.join(missing)} not set: wanted the folders with roberta-base's tokenizer and with AG News")
-    print(json.dumps(run_full_size(Path(os.environ["ROBERTA_BASE_DIR"]), Path(os.environ["AG_NEWS_DIR"]))))

@@ -7,6 +7,7 @@ from lora_helpers.model import (
     base_identity,
     build_meta_model,
     build_model,
+    compute_first_token_alone,
     count_parameters,
     load_base,
     parameter_table,
@@ -63,6 +64,39 @@ def test_the_head_is_drawn_by_the_seed(tiny_config):
 
     assert torch.equal(head(1), head(1))
     assert not torch.equal(head(1), head(2))
+
+
+def test_computing_the_first_token_alone_changes_no_logit_and_no_gradient(tiny_base):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=4).eval()
+    batch = AutoTokenizer.from_pretrained(tiny_base)(["oil", "coach quits the club"], return_tensors="pt", padding=True)
+
+    def compute():
+        model.zero_grad()
+        found = model(**batch, labels=torch.tensor([2, 1]), output_hidden_states=True)
+        found.loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return found.logits.detach(), gradients, found.hidden_states[-1].shape[1]
+
+    logits, gradients, tokens = compute()
+    with compute_first_token_alone(model):
+        fast_logits, fast_gradients, fast_tokens = compute()
+    assert tokens == batch["input_ids"].shape[1] > fast_tokens == 1
+    torch.testing.assert_close(fast_logits, logits, atol=1e-6, rtol=1e-5)
+    assert fast_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(fast_gradients[name], gradient, atol=1e-6, rtol=1e-4)
+    behind = model.roberta.encoder.layer[-1].attention.output
+    with behind.register_forward_pre_hook(lambda module, inputs: tuple(each[:, 1:2] for each in inputs)):
+        assert not torch.allclose(compute()[0], logits, atol=1e-3)  # another token gives another answer
+
+
+def test_every_loaded_base_computes_the_first_token_alone(tiny_config):
+    model, tokenizer = build_model(tiny_config)
+    hidden = model(**tokenizer(["coach quits"], return_tensors="pt"), output_hidden_states=True).hidden_states
+    assert hidden[-1].shape[1] == 1 < hidden[0].shape[1]
 
 
 def test_dropout_is_the_runs(tiny_config):

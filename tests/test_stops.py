@@ -12,7 +12,6 @@ from lora_helpers.checkpoints import list_checkpoints, verify_checkpoint
 from lora_helpers.errors import InputError, Stopped
 from lora_helpers.training import train
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
