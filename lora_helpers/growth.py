@@ -32,8 +32,9 @@ CHECKPOINT = REPOSITORY / "checkpoints" / "mini-agnews" / "checkpoint-2400"
 def measure_growth() -> dict[str, list[dict]]:
     """Each series as rows of `size`, `seconds` and `peak_memory_mib`.
 
-    `training_rows`: one epoch of `mini-agnews` on as many random texts of 32 tokens and fewer, from the file to the record. `tokens` and
-    `rank`: a step of 16 rows of roberta-base's shape. `predicted_rows`: `predict_file` on short texts.
+    `training_rows`: an epoch of `mini-agnews` on as many random texts of 32 tokens and fewer, from the file to the
+    record. `tokens` and `rank`: a step of 16 rows of roberta-base's shape. `predicted_rows`: `predict_file` on short
+    texts.
     """
     classifier = Classifier.from_checkpoint(CHECKPOINT)
     return {

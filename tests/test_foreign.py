@@ -222,25 +222,23 @@ def test_what_would_load_only_partly_is_refused_with_its_keys(foreign, change, m
         assert all(message in str(caught.value) for message in messages) and "\n" not in str(caught.value)
 
 
-def test_a_random_layer_that_stock_peft_never_saved_is_refused(tiny_base, tmp_path):
-    """DistilBERT's `pre_classifier` is drawn anew at every load; stock PEFT saves `classifier` alone."""
+def test_a_random_layer_that_stock_peft_did_not_save_is_refused(tiny_base, tmp_path):
+    """DeBERTa's `pooler` is drawn anew at every load; stock PEFT saves the `classifier` alone unless told."""
     from peft import LoraConfig, get_peft_model
-    from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, DebertaV2Model
 
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base, ignore=lambda *_: ["config.json", "model.safetensors"])
-    shape = DistilBertConfig(vocab_size=16384, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64)
-    DistilBertModel(shape).save_pretrained(base)
-    model = DistilBertForSequenceClassification.from_pretrained(base, num_labels=4)
-    saved = {"classifier": "missing base_model.model.pre_classifier.bias", "pre_classifier": None}
-    for module, message in saved.items():
-        lora = LoraConfig(task_type="SEQ_CLS", target_modules=["q_lin"], modules_to_save=[module])
-        get_peft_model(copy.deepcopy(model), lora).save_pretrained(tmp_path / module)
-        if message:
-            with pytest.raises(CheckFailed, match=message):
-                verify_checkpoint(tmp_path / module)
-        else:
-            verify_checkpoint(tmp_path / module)
+    (base / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
+    shape = DebertaV2Config(vocab_size=16384, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    DebertaV2Model(shape).save_pretrained(base)
+    model = DebertaV2ForSequenceClassification.from_pretrained(base, num_labels=4)
+    for name, modules in (("told", ["pooler"]), ("stock", None)):
+        lora = LoraConfig(task_type="SEQ_CLS", target_modules=["query_proj"], modules_to_save=modules)
+        get_peft_model(copy.deepcopy(model), lora).save_pretrained(tmp_path / name)
+    verify_checkpoint(tmp_path / "told")
+    with pytest.raises(CheckFailed, match="missing base_model.model.pooler.dense.bias; .*pooler.dense.weight"):
+        verify_checkpoint(tmp_path / "stock")
 
 
 def write_base(tiny_base, folder, **shape):
