@@ -30,17 +30,12 @@ def collect_values() -> dict[str, str]:
     speed, notebook = evidence["prediction-speed"], evidence.get("notebook")
     values["predict-rows"] = f"{speed['rows']:,}"
     values["predict-seconds"] = f"{speed['seconds']:.0f}"
+    values["predict-rate"] = f"{speed['rows_per_second']:.0f}"
+    values["billion-days"] = f"{1e9 / speed['rows_per_second'] / 86400:.0f}"
     if notebook:
         values["notebook-seconds"] = f"{notebook['seconds']:.0f}"
         values["notebook-memory"] = f"{notebook['peak_memory_mib'] / 1024:.1f}"
-    return (
-        values
-        | _base_values()
-        | _benchmark_values(evidence["bench"])
-        | _prediction_values(evidence)
-        | _ablation_values(evidence["ablations"])
-        | _reliability_values()
-    )
+    return values | _base_values() | _benchmark_values(evidence["bench"]) | _reliability_values()
 
 
 def _run_values(profile: str, record: dict) -> dict[str, str]:
@@ -111,42 +106,21 @@ def _benchmark_values(bench: dict) -> dict[str, str]:
             f"bench-{name}-tokens": f"{row['real_tokens_per_second']:.0f}",
             f"bench-{name}-padding": f"{row['padding']:.2f}",
             f"bench-{name}-gflops": f"{row['useful_gflops']:.0f}",
-            f"bench-{name}-memory": f"{row['peak_memory_mib'] / 1024:.1f}",
         }
-    return values
-
-
-def _prediction_values(evidence: dict) -> dict[str, str]:
-    rates = {name: row["rows_per_second"] for name, row in evidence["bench"]["prediction"]["roberta-base"].items()}
-    few, many = (next(r for r in evidence["growth"]["predicted_rows"] if r["size"] == n) for n in (10_000, 1_000_000))
-    return {f"predict-{name}": f"{rate:.1f}" for name, rate in rates.items()} | {
-        "predict-over-8": f"{rates['ours'] / rates['pipeline-8']:.1f}",
-        "stream-rows": f"{many['size']:,}",
-        "stream-minutes": f"{many['seconds'] / 60:.1f}",
-        "stream-memory": f"{many['peak_memory_mib'] - few['peak_memory_mib']:.0f}",
-        "billion-days": f"{1e9 / evidence['prediction-speed']['rows_per_second'] / 86400:.0f}",
-        "predict-rate": f"{evidence['prediction-speed']['rows_per_second']:.0f}",
-    }
-
-
-def _ablation_values(ablations: dict) -> dict[str, str]:
-    values = {"ablation-seeds": str(len(ablations["seeds"])), "ablation-steps": f"{ablations['steps']:,}"}
-    for name, row in ablations["variants"].items():
-        values[f"ablation-{name}"] = f"{row['mean']:.4f} ± {row['std']:.4f}"
-        if "difference" in row:
-            low, high = row["interval"]
-            values[f"ablation-{name}-difference"] = f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
     return values
 
 
 def _reliability_values() -> dict[str, str]:
     record = json.loads(RELIABILITY.read_text())
-    stops, hub, counts = record["stops"], record["hub"], record["counts"]
+    stops, hub, counts, stream = (record[part] for part in ("stops", "hub", "counts", "stream"))
     return {
         "kills": str(stops["kills"]),
         "kills-writing": str(stops["places"]["writing"]),
         "kills-evaluation": str(stops["places"]["evaluation"]),
         "kills-mismatches": str(stops["mismatches"]),
+        "stream-rows": f"{stream['many']['rows']:,}",
+        "stream-few": f"{stream['few']['rows']:,}",
+        "stream-memory": f"{stream['many']['peak_memory_mib'] - stream['few']['peak_memory_mib']:.0f}",
         "hub-megabytes": f"{hub['bytes'] / 1e6:,.0f}",
         "damaged-files": str(counts["damaged files noticed"]),
         "bad-inputs": str(counts["bad inputs tried"]),

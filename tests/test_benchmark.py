@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lora_helpers import growth
 from lora_helpers.ablations import compare
 from lora_helpers.benchmark import run_benchmark
 from lora_helpers.benchmark_figures import draw_benchmark_figures
@@ -24,6 +25,17 @@ def test_a_smoke_run_fills_the_record(tiny_shape):
         assert row["examples_per_second"] > 0 and row["seconds_per_step"] > 0
     assert set(record["trainer"]["tiny"]) == {"bare_seconds", "trainer_seconds", "overhead"}
     assert set(record["prediction"]["tiny"]) == {"pipeline-default", "pipeline-8", "pipeline-64", "ours"}
+
+
+def test_growth_has_a_row_for_every_size(tiny_shape, monkeypatch):
+    sizes = {"TRAINING_ROWS": (64,), "TOKENS": (8, 16), "RANKS": (1, 2), "PREDICTED_ROWS": (50,)}
+    for name, value in sizes.items():
+        monkeypatch.setattr(growth, name, value)
+    monkeypatch.setattr(growth, "base_shapes", lambda: {"roberta-base": tiny_shape})
+    found = growth.measure_growth()
+    for wanted, series in zip(sizes.values(), ("training_rows", "tokens", "rank", "predicted_rows"), strict=True):
+        assert [row["size"] for row in found[series]] == list(wanted)
+        assert all(row["seconds"] > 0 and row["peak_memory_mib"] > 0 for row in found[series])
 
 
 def test_the_lengths_are_those_of_ag_news(ag_news_dir):
