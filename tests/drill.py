@@ -206,8 +206,8 @@ def main() -> None:
     stops = run_stops()
     keep({"stops": stops})
     keep({"counts": count_tests()})
-    keep({"stream": run_stream()})
     keep({"hub": drill_hub.run_full_size(*(Path(os.environ[name]) for name in OUTSIDE))})
+    keep({"stream": run_stream()})
     sys.exit(stops["mismatches"] > 0 or not stops["another_seed_differs"])
 
 
