@@ -30,15 +30,8 @@ def command(tiny_base, output_dir, *more, **changes):
     return ["train", "mini", "--output-dir", str(output_dir), *flags, *map(str, more)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in the launches; two cores are enough for two processes, not for two with two threads each."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# As in the launches: two cores are enough for two processes, not for two with two threads each.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
