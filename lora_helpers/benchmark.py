@@ -89,25 +89,22 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
     }
 
 
-def measure_trainer(shape, *, rounds: int, steps: int) -> dict[str, float]:
-    """Our batches through the Trainer as `training` sets it up, and the same ones through the bare step, taking turns.
+def measure_trainer(shape, *, steps: int) -> dict[str, float]:
+    """Our batches through the Trainer as `training` sets it up; after each of its steps a bare one on the same batch.
 
     Returns:
-        bare_seconds and trainer_seconds (medians of a step), and overhead: what the Trainer adds, over the bare step.
+        steps (two more warm up), bare_seconds and trainer_seconds (medians of a step), and overhead: what the Trainer
+        adds, the median over steps as a share of the bare step.
     """
-    bare, inside = [], []
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            trainer, plan, clock = _make_timed_trainer(shape, Path(folder), steps)
-            trainer.train()
-        inside.append(np.mean(np.diff(clock)))
-        step = make_step(trainer.model, get_profile("full"))
-        bare.append(np.mean([step(make_inputs(batch, trainer.model)) for batch in plan][1:]))
-    bare_seconds, trainer_seconds = float(np.median(bare)), float(np.median(inside))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, timer = _make_timed_trainer(shape, Path(folder), steps + 2)
+        trainer.train()
+    inside, bare = np.array(timer.inside[2:]), np.array(timer.bare[2:])
     return {
-        "bare_seconds": bare_seconds,
-        "trainer_seconds": trainer_seconds,
-        "overhead": trainer_seconds / bare_seconds - 1,
+        "steps": steps,
+        "bare_seconds": float(np.median(bare)),
+        "trainer_seconds": float(np.median(inside)),
+        "overhead": float(np.median(inside / bare)) - 1,
     }
 
 
@@ -128,14 +125,21 @@ def measure_ceiling(seconds: float) -> float:
 
 
 def run_benchmark(
-    shapes: dict | None = None, *, rounds: int = 3, batches: int = 4, rows: int = 64, ceiling_seconds: float = 1.0
+    shapes: dict | None = None,
+    *,
+    rounds: int = 3,
+    batches: int = 4,
+    rows: int = 128,
+    trainer_seconds: float = 60.0,
+    ceiling_seconds: float = 1.0,
 ) -> dict:
     """Every measurement of a step and of prediction, for roberta-base's shape and the bundled base's, as one record."""
     ceilings, steps, overheads, prediction = [measure_ceiling(ceiling_seconds)], [], {}, {}
     for model, shape in (shapes or base_shapes()).items():
         measured = measure_steps(shape, rounds=rounds, batches=batches)
         steps += [{"model": model, "pipeline": name} | row for name, row in measured.items()]
-        overheads[model] = measure_trainer(shape, rounds=2, steps=3 * batches)
+        pair = 2 * measured["ours"]["seconds_per_step"]
+        overheads[model] = measure_trainer(shape, steps=max(batches, round(trainer_seconds / pair)))
         prediction[model] = measure_prediction(shape, rounds=rounds, rows=rows)
         ceilings.append(measure_ceiling(ceiling_seconds))
     for row in steps:
@@ -151,7 +155,7 @@ def run_benchmark(
 
 
 def _make_timed_trainer(shape, folder: Path, steps: int):
-    """The Trainer on random rows, the batches that it will see, and the list into which it puts the time of each step."""
+    """The Trainer on random rows, and its callback that takes the time of its steps and of bare ones between them."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
 
@@ -159,13 +163,6 @@ def _make_timed_trainer(shape, folder: Path, steps: int):
     from .training import make_trainer
 
     config = get_profile("full", max_steps=steps + 1, eval_steps=steps + 2, save_steps=steps + 2)
-    clock = []
-
-    class Timer(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            clock.append(time.perf_counter())
-            control.should_training_stop = state.global_step == steps  # before the last step's evaluation
-
     model = make_model(shape, config)
     set_base_dropout(model, config.base_dropout)
     compute_first_token_alone(model.base_model.model)
@@ -174,9 +171,22 @@ def _make_timed_trainer(shape, folder: Path, steps: int):
     rows = Dataset.from_dict({"input_ids": ids, "length": lengths, "labels": [0] * len(ids)})
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / ROBERTA_MINI)  # for the id of the padding token
     trainer = make_trainer(config, folder, model, tokenizer, rows, rows, {}, Clock(0.0, 0.0))
-    trainer.add_callback(Timer())
-    plan = [Batch(lengths[batch], int(lengths[batch].max())) for batch in list(trainer.batches)[:steps]]
-    return trainer, plan, clock
+    batches, bare_step = list(trainer.batches), make_step(model, config)
+
+    class Timer(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.inside, self.bare, self.began = [], [], time.perf_counter()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.inside.append(time.perf_counter() - self.began)
+            control.should_training_stop = state.global_step == steps  # before the last step's evaluation
+            of_batch = lengths[batches[state.global_step - 1]]
+            self.bare.append(bare_step(make_inputs(Batch(of_batch, int(of_batch.max())), model)))
+            self.began = time.perf_counter()
+
+    timer = Timer()
+    trainer.add_callback(timer)
+    return trainer, timer
 
 
 def _describe(plan: list[Batch], seconds: float, lengths: np.ndarray, weights: int) -> dict:

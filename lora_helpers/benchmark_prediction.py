@@ -15,6 +15,7 @@ import numpy as np
 from .config import REPOSITORY, ROBERTA_MINI, get_profile
 from .environment import peak_memory_mib, reset_peak_memory
 from .inference import Classifier
+from .model import compute_first_token_alone
 from .workload import best_device, draw_lengths, draw_texts, make_model
 
 PIPELINE_BATCHES = {"pipeline-default": 1, "pipeline-8": 8, "pipeline-64": 64}  # 8: the course's own inference
@@ -23,7 +24,8 @@ PIPELINE_BATCHES = {"pipeline-default": 1, "pipeline-8": 8, "pipeline-64": 64}  
 def measure_prediction(shape, *, rounds: int, rows: int) -> dict[str, dict]:
     """Rows a second of `Classifier` and of `transformers.pipeline` on the same texts, taking turns; medians of `rounds`.
 
-    The pipeline has the adapter beside the base, as it is loaded; `Classifier` merges it.
+    The pipeline has the adapter beside the base, as it is loaded; `Classifier` merges it and computes `<s>` alone
+    behind the last attention, as `checkpoints.load_checkpoint` makes it.
     """
     from transformers import AutoTokenizer, pipeline
 
@@ -33,6 +35,7 @@ def measure_prediction(shape, *, rounds: int, rows: int) -> dict[str, dict]:
     model = make_model(shape, get_profile("full")).eval()
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device=best_device())
     merged = make_model(shape, get_profile("full")).merge_and_unload()
+    compute_first_token_alone(merged)
     classifier = Classifier(merged, tokenizer, max_length=longest)
     ways = {
         name: lambda size=size: classify(texts, batch_size=size, truncation=True, max_length=longest)
@@ -54,7 +57,7 @@ def measure_stream(classifier: Classifier, rows: int, *, tokens: int = 7) -> dic
         source = Path(folder) / "texts.txt"
         texts = draw_texts(np.full(4096, tokens), classifier.tokenizer)
         with source.open("w", encoding="utf-8") as stream:
-            stream.writelines(f"{texts[i % len(texts)].strip()} {i}\n" for i in range(rows))
+            stream.writelines(f"{texts[i % len(texts)].strip()}\n" for i in range(rows))
         resets = reset_peak_memory()
         began = time.perf_counter()
         count = classifier.predict_file(source, Path(folder) / "labels.csv", progress=False)

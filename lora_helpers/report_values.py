@@ -125,11 +125,4 @@ def _reliability_values() -> dict[str, str]:
     }
     if "hub" in record:
         values["hub-megabytes"] = f"{record['hub']['bytes'] / 1e6:,.0f}"
-    if "stream" in record:
-        few, many = record["stream"]["few"], record["stream"]["many"]
-        values |= {
-            "stream-rows": f"{many['rows']:,}",
-            "stream-few": f"{few['rows']:,}",
-            "stream-memory": f"{many['peak_memory_mib'] - few['peak_memory_mib']:.0f}",
-        }
     return values

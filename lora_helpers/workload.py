@@ -74,7 +74,7 @@ def make_inputs(batch: Batch, model) -> dict:
 
 def draw_texts(lengths: np.ndarray, tokenizer, *, seed: int = 0) -> list[str]:
     """Texts of `lengths` tokens, special ones included: whole words of the vocabulary, drawn at random."""
-    words = [word[1:] for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalpha()]
+    words = np.array([word[1:] for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalpha()])
     rng = np.random.default_rng(seed)
     return [" " + " ".join(rng.choice(words, max(int(n) - 2, 1))) for n in lengths]
 

@@ -179,15 +179,6 @@ def run_stops() -> dict:
     return found | {"another_seed_differs": control, "environment": environment()}
 
 
-def run_stream() -> dict:
-    """`predict_file` on 10,000 and on 1,000,000 short texts: peak memory, which must not grow with the file."""
-    from lora_helpers.benchmark_prediction import measure_stream
-    from lora_helpers.inference import Classifier
-
-    classifier = Classifier.from_checkpoint(REPOSITORY / "checkpoints" / "mini-agnews" / "checkpoint-2400")
-    return {name: measure_stream(classifier, rows) for name, rows in (("few", 10_000), ("many", 1_000_000))}
-
-
 def count_tests() -> dict:
     """What the tests of damage, bad input and properties tried, as they count it themselves."""
     names = [f"tests/test_{name}.py" for name in ("damage", "bad_inputs", "properties")]
@@ -207,7 +198,6 @@ def main() -> None:
     keep({"stops": stops})
     keep({"counts": count_tests()})
     keep({"hub": drill_hub.run_full_size(*(Path(os.environ[name]) for name in OUTSIDE))})
-    keep({"stream": run_stream()})
     sys.exit(stops["mismatches"] > 0 or not stops["another_seed_differs"])
 
 

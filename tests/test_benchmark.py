@@ -18,12 +18,13 @@ def tiny_shape(tiny_base):
 
 
 def test_a_smoke_run_fills_the_record(tiny_shape):
-    record = run_benchmark({"tiny": tiny_shape}, rounds=1, batches=2, rows=12, ceiling_seconds=0.05)
+    record = run_benchmark({"tiny": tiny_shape}, rounds=1, batches=2, rows=12, trainer_seconds=0, ceiling_seconds=0.05)
     assert [row["pipeline"] for row in record["rows"]] == list(PIPELINES)
     for row in record["rows"]:
         assert row["padding"] >= 1 and row["peak_memory_mib"] > 0 and 0 < row["ceiling_share"] < 1
         assert row["examples_per_second"] > 0 and row["seconds_per_step"] > 0
-    assert set(record["trainer"]["tiny"]) == {"bare_seconds", "trainer_seconds", "overhead"}
+    trainer = record["trainer"]["tiny"]
+    assert trainer["steps"] == 2 and min(trainer["bare_seconds"], trainer["trainer_seconds"]) > 0
     assert set(record["prediction"]["tiny"]) == {"pipeline-default", "pipeline-8", "pipeline-64", "ours"}
 
 

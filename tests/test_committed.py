@@ -77,6 +77,24 @@ def test_every_committed_checkpoint_predicts(step):
     assert list(classifier.predict(list(HEADLINES))["label"]) == list(HEADLINES.values())
 
 
+def test_merging_the_adapter_changes_no_prediction(ag_news_dir):
+    """On every validation row, beside the model with its adapter unmerged, as training left it."""
+    import torch
+
+    from lora_helpers.batching import batches_by_tokens, pad
+    from lora_helpers.checkpoints import load_checkpoint
+
+    folder = CHECKPOINTS / "mini-agnews" / "checkpoint-2400"
+    merged, (adapted, tokenizer, _) = Classifier.from_checkpoint(folder), load_checkpoint(folder)
+    rows = data.tokenize(load_once(get_profile("mini-agnews")).validation, tokenizer, merged.max_length)["input_ids"]
+    with torch.inference_mode():
+        for batch in batches_by_tokens([len(row) for row in rows], 1024):
+            inputs = pad([rows[i] for i in batch], tokenizer.pad_token_id)
+            found, wanted = merged.model(**inputs).logits, adapted(**inputs).logits
+            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+            assert torch.equal(found.argmax(dim=1), wanted.argmax(dim=1))
+
+
 @pytest.fixture
 def cached_data(monkeypatch, ag_news_dir):
     monkeypatch.setattr(training, "load_ag_news", load_once)
