@@ -34,10 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(
-            f"error: {error.filename or 'writing'}: {error.strerror or error}; give a place that can be written",
-            file=sys.stderr,
-        )
+        place = error.filename or "writing"
+        print(f"error: {place}: {error.strerror or error}; give a place that can be written", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":  # of several processes, which all are stopped, one says so
@@ -138,14 +136,13 @@ def _train(options) -> None:
 def _evaluate(options) -> None:
     from .data import load_split
     from .evaluation import evaluate_classifier
-    from .inference import Classifier
 
     _require_new_json(options.json)
     if options.data not in ("hub", BUNDLED) and not Path(options.data).is_dir():
         raise InputError(f"--data is {options.data!r}, wanted hub, bundled or a folder with {options.split}.csv")
     dataset = AG_NEWS if options.data == "hub" else options.data
     rows = load_split(dataset, options.split, AG_NEWS_REVISION if options.data == "hub" else None)
-    scores = evaluate_classifier(_load(Classifier, options.checkpoint), rows)
+    scores = evaluate_classifier(_load(options.checkpoint), rows)
     if options.json:
         options.json.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     low, high = scores["interval"]
@@ -156,13 +153,11 @@ def _evaluate(options) -> None:
 
 
 def _predict(options) -> None:
-    from .inference import Classifier
-
     if bool(options.texts) == bool(options.input) or bool(options.input) != bool(options.output):
         raise InputError("predict: give either texts, or --input FILE with --output FILE.csv")
     if options.texts and options.probabilities:
         raise InputError("predict: --probabilities goes with --input; texts get a table of label, name, confidence")
-    classifier = _load(Classifier, options.checkpoint)
+    classifier = _load(options.checkpoint)
     if options.texts:
         print(classifier.predict(options.texts)[["label", "name", "confidence"]].to_string(index=False))
     else:
@@ -170,10 +165,12 @@ def _predict(options) -> None:
         print(f"{options.output}: {count} documents labelled")
 
 
-def _load(classifier, checkpoint: Path):
-    loaded = classifier.from_checkpoint(checkpoint)
-    _show_notices(loaded.verification)
-    return loaded
+def _load(checkpoint: Path):
+    from .inference import Classifier
+
+    classifier = Classifier.from_checkpoint(checkpoint)
+    _show_notices(classifier.verification)
+    return classifier
 
 
 def _show_notices(verification) -> None:
@@ -194,7 +191,8 @@ def _verify(options) -> None:
 
     found = verify_checkpoint(options.checkpoint)
     _show_notices(found)
-    print(f"{options.checkpoint}: whole; {found.files} checksums and {found.tensors} tensors as they should be")
+    checksums = f"{found.files} checksums" if found.files else "no checksum to compare"
+    print(f"{options.checkpoint}: whole; {checksums}, {found.tensors} tensors as they should be")
 
 
 def _require_new_json(path: Path | None) -> None:

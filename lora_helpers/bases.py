@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
-from .config import ROBERTA_BASE, find_folder, is_folder_name, portable_name
+from .config import local_folder, portable_name
 from .data import cached_repository, download
-from .errors import InputError
 
 # Everything that decides what a base computes; other files of a folder (a card, a record) do not count.
 IDENTITY_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model")
@@ -20,15 +18,7 @@ LOADED_FILES = ("*.json", *IDENTITY_FILES)  # what is fetched of a repository: n
 
 def base_folder(name: str) -> Path | None:
     """The local folder that `name` means here, None if it is a Hub name. ROBERTA_BASE_DIR counts for roberta-base."""
-    if name == ROBERTA_BASE and os.environ.get("ROBERTA_BASE_DIR"):
-        folder = Path(os.environ["ROBERTA_BASE_DIR"])
-        if not folder.is_dir():
-            raise InputError(f"ROBERTA_BASE_DIR is {str(folder)!r}, which is no folder; wanted roberta-base's files")
-        return folder
-    folder = find_folder(name)
-    if folder is None and is_folder_name(name):
-        raise InputError(f"base model folder {name!r} is missing; give a folder with config.json and model.safetensors")
-    return folder
+    return local_folder(name, "config.json and model.safetensors")
 
 
 def base_files(name: str, revision: str | None) -> Path:

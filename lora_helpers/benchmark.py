@@ -75,7 +75,7 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
     for turn in range(rounds + 1):
         for name, plan in plans.items():
             ours = name == "ours"
-            set_base_dropout(model, config.base_dropout if ours else 0.1)
+            set_base_dropout(model, config.base_dropout if ours else get_profile("original").base_dropout)
             resets = reset_peak_memory()
             with compute_first_token_alone(model.base_model.model) if ours else nullcontext():
                 taken = [step(make_inputs(batch, model)) for batch in (plan if turn else plan[:1])]
@@ -164,7 +164,6 @@ def _make_timed_trainer(shape, folder: Path, steps: int):
 
     config = get_profile("full", max_steps=steps + 1, eval_steps=steps + 2, save_steps=steps + 2)
     model = make_model(shape, config)
-    set_base_dropout(model, config.base_dropout)
     compute_first_token_alone(model.base_model.model)
     lengths = draw_lengths((steps + 1) * BATCH, longest=min(512, shape.max_position_embeddings - 2))
     ids = [np.random.default_rng(n).integers(SPECIAL, shape.vocab_size, n).tolist() for n in lengths]

@@ -22,6 +22,9 @@ AG_NEWS_REVISION = "eb185aade064a813bc0b7f42de02595523103ca4"
 ROBERTA_MINI = "checkpoints/roberta-mini"  # relative to the repository
 BUNDLED = "bundled"  # the corpus in lora_helpers/mini_news/
 
+# Variables that may name a folder to take the place of what the Hub calls so.
+STAND_INS = {ROBERTA_BASE: "ROBERTA_BASE_DIR", AG_NEWS: "AG_NEWS_DIR"}
+
 # Fields that change how a run is watched, not what it computes: a resumed run may differ in them.
 WATCHING_FIELDS = frozenset({"report_to", "eval_batch_size"})
 
@@ -163,6 +166,23 @@ def find_folder(name: str) -> Path | None:
     return None
 
 
+def local_folder(name: str, wanted: str) -> Path | None:
+    """The folder that the name of a base model or data set means here, None if it is a name on the Hub.
+
+    AG_NEWS_DIR and ROBERTA_BASE_DIR stand in for what they are called after. `wanted`: what the folder should hold.
+    """
+    variable = STAND_INS.get(name)
+    if variable and os.environ.get(variable):
+        folder = Path(os.environ[variable])
+        if not folder.is_dir():
+            raise InputError(f"{variable} is {str(folder)!r}, which is no folder; give one with {wanted}")
+        return folder
+    folder = find_folder(name)
+    if folder is None and is_folder_name(name):
+        raise InputError(f"folder {name!r} is missing; give one with {wanted}")
+    return folder
+
+
 def portable_name(name: str) -> str:
     """A folder's path relative to the repository, never one of this machine; anything else as it is."""
     folder = None if name == BUNDLED else find_folder(name)
@@ -208,6 +228,7 @@ PROFILES = {
     # The same trainable parameters and steps with our recipe.
     "full": RunConfig(
         profile="full",
+        base_dropout=0.0,
         validation_size=2000,
         stratified=True,
         max_length=256,

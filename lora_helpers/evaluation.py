@@ -99,8 +99,8 @@ def calibration(probabilities: np.ndarray, references: np.ndarray) -> dict:
 
 def evaluate_classifier(classifier: Classifier, rows: Dataset) -> dict:
     """Every score of `scores`, and `calibration`, of a classifier on labelled rows (`text`, `label`)."""
-    probabilities = classifier.predict_probabilities(rows["text"])
-    references = np.asarray(rows["label"])
+    probabilities = classifier.predict_probabilities(rows["text"][:])
+    references = np.array(rows["label"][:])
     result = metric().compute(predictions=probabilities.argmax(axis=1), references=references)
     return result | {"calibration": calibration(probabilities, references)}
 

@@ -123,8 +123,8 @@ def baselines() -> dict:
         config = get_profile(profile)
         train_rows = load_ag_news(config).train
         test_rows = load_split(config.dataset, "test", config.dataset_revision)
-        model = make_pipeline(words, linear).fit(train_rows["text"], train_rows["label"])
-        result = scores(model.predict(list(test_rows["text"])), np.asarray(test_rows["label"]))
+        model = make_pipeline(words, linear).fit(train_rows["text"][:], train_rows["label"][:])
+        result = scores(model.predict(test_rows["text"][:]), np.array(test_rows["label"][:]))
         found[profile] = {
             "model": name,
             "train_rows": len(train_rows),

@@ -85,9 +85,9 @@ def pretrain(config: PretrainingConfig, output_dir: Path, *, resume: bool = Fals
     work_dir = output_dir / "work"
     stopped = _find_stopped(work_dir, config)
     splits = load_ag_news(get_profile(config.profile))
-    tokenizer = train_tokenizer(list(splits.train["text"]), config, work_dir / "tokenizer")
+    tokenizer = train_tokenizer(splits.train["text"][:], config, work_dir / "tokenizer")
     cut = {"add_special_tokens": False, "truncation": True, "max_length": config.max_length - 2}
-    rows, validation = (tokenizer(list(part["text"]), **cut)["input_ids"] for part in (splits.train, splits.validation))
+    rows, validation = (tokenizer(part["text"][:], **cut)["input_ids"] for part in (splits.train, splits.validation))
     transformers.set_seed(config.seed)
     model = build_model(config)
     words = count_words(rows, config.vocab_size)

@@ -1,6 +1,6 @@
 """The numbers in README and model cards: written there from the committed records, and checked against them.
 
-A number stands between `<!--name-->` and `<!--/-->`; `VALUES` says what each name means.
+A number stands between `<!--name-->` and `<!--/-->`; `report_values` has them by name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def update_documents(*, check: bool = False) -> list[Path]:
     try:
         values = collect_values()
     except KeyError as error:
-        raise InputError(f"checkpoints/evidence.json has no {error} yet; run: make evidence") from error
+        raise InputError(f"the records in checkpoints/ have no {error} yet; run: make evidence, make drill") from error
     changed, wrong = [], []
     for path in [REPOSITORY / "README.md", *sorted(CHECKPOINTS.glob("*/README.md"))]:
         old = path.read_text(encoding="utf-8")

@@ -35,7 +35,10 @@ def collect_values() -> dict[str, str]:
     if notebook:
         values["notebook-seconds"] = f"{notebook['seconds']:.0f}"
         values["notebook-memory"] = f"{notebook['peak_memory_mib'] / 1024:.1f}"
-    return values | _base_values() | _benchmark_values(evidence["bench"]) | _reliability_values()
+    values["tokenised-rows"] = f"{speed['tokenisation']['rows']:,}"
+    values["tokenised-seconds"] = f"{speed['tokenisation']['seconds']:.1f}"
+    benchmarks = _benchmark_values(evidence["bench"]) | _growth_values(evidence["growth"])
+    return values | _base_values() | benchmarks | _ablation_values(evidence["ablations"]) | _reliability_values()
 
 
 def _run_values(profile: str, record: dict) -> dict[str, str]:
@@ -106,15 +109,41 @@ def _benchmark_values(bench: dict) -> dict[str, str]:
             f"bench-{name}-tokens": f"{row['real_tokens_per_second']:.0f}",
             f"bench-{name}-padding": f"{row['padding']:.2f}",
             f"bench-{name}-gflops": f"{row['useful_gflops']:.0f}",
+            f"bench-{name}-memory": f"{row['peak_memory_mib'] / 1024:.1f}",
         }
+    for model, ways in bench["prediction"].items():
+        rate = {name: way["rows_per_second"] for name, way in ways.items()}
+        values |= {f"predict-{model}-{name}": f"{rows:.1f}" for name, rows in rate.items()}
+        values[f"predict-{model}-over-8"] = f"{rate['ours'] / rate['pipeline-8']:.1f}"
+    return values
+
+
+def _growth_values(growth: dict) -> dict[str, str]:
+    streamed = {row["size"]: row["peak_memory_mib"] for row in growth["predicted_rows"]}
+    few, many = 10_000, max(streamed)
+    return {
+        "stream-rows": f"{many:,}",
+        "stream-few": f"{few:,}",
+        "stream-memory": f"{streamed[many] - streamed[few]:.0f}",
+    }
+
+
+def _ablation_values(ablations: dict) -> dict[str, str]:
+    """Accuracies in %, differences (ours minus the variant) in points."""
+    values = {"ablation-seeds": str(len(ablations["seeds"]))}
+    for name, variant in ablations["variants"].items():
+        values[f"ablation-{name}"] = f"{100 * variant['mean']:.2f} ± {100 * variant['std']:.2f}"
+        if "difference" in variant:
+            low, high = (f"{100 * end:+.2f}" for end in variant["interval"])
+            values[f"ablation-{name}-difference"] = f"{100 * variant['difference']:+.2f} ({low} to {high})"
     return values
 
 
 def _reliability_values() -> dict[str, str]:
-    """What `make drill` has counted so far; a part that has not been run has no values, and no document shows it."""
+    """What `make drill` has counted."""
     record = json.loads(RELIABILITY.read_text())
     stops, counts = record["stops"], record["counts"]
-    values = {
+    return {
         "kills": str(stops["kills"]),
         "kills-writing": str(stops["places"]["writing"]),
         "kills-evaluation": str(stops["places"]["evaluation"]),
@@ -122,7 +151,5 @@ def _reliability_values() -> dict[str, str]:
         "damaged-files": str(counts["damaged files noticed"]),
         "bad-inputs": str(counts["bad inputs tried"]),
         "property-examples": f"{counts['property examples run']:,}",
+        "hub-megabytes": f"{record['hub']['bytes'] / 1e6:,.0f}",
     }
-    if "hub" in record:
-        values["hub-megabytes"] = f"{record['hub']['bytes'] / 1e6:,.0f}"
-    return values

@@ -188,7 +188,9 @@ def make_trainer(config, output_dir, model, tokenizer, train_rows, validation_ro
     from .trainer import FineTuningTrainer
 
     arguments = make_arguments(config, output_dir)
-    sampler = LengthGroupedSampler(train_rows["length"], config.batch_size, order=config.batch_order, seed=config.seed)
+    sampler = LengthGroupedSampler(
+        train_rows["length"][:], config.batch_size, order=config.batch_order, seed=config.seed
+    )
     return FineTuningTrainer(
         model=model,
         args=arguments,

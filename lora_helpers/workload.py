@@ -80,13 +80,14 @@ def draw_texts(lengths: np.ndarray, tokenizer, *, seed: int = 0) -> list[str]:
 
 
 def make_model(shape, config: RunConfig):
-    """A sequence classifier of `shape` with random weights under the LoRA of `config`, in training mode."""
+    """A sequence classifier of `shape` with random weights, under the LoRA and base dropout of `config`, to train."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(config.seed)
     base = AutoModelForSequenceClassification.from_config(shape, dtype=torch.float32)
+    set_base_dropout(base, config.base_dropout)
     return get_peft_model(base, make_lora_config(config, ["classifier"])).train().to(best_device())
 
 

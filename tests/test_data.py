@@ -4,7 +4,15 @@ import pandas as pd
 import pytest
 
 from lora_helpers.config import get_profile
-from lora_helpers.data import LABELS, fingerprint, load_ag_news, load_split, read_canonical_csv, tokenize
+from lora_helpers.data import (
+    LABELS,
+    _carve_validation,
+    fingerprint,
+    load_ag_news,
+    load_split,
+    read_canonical_csv,
+    tokenize,
+)
 from lora_helpers.errors import InputError
 
 
@@ -32,6 +40,14 @@ def test_validation_rows_are_stratified_disjoint_and_do_not_depend_on_the_seed_o
     assert [list(first.validation["label"]).count(i) for i in range(4)] == [10] * 4
     assert not set(first.validation["text"]) & set(first.train["text"])
     assert load_ag_news(config.replace(split_seed=7)).fingerprints() != first.fingerprints()
+
+
+def test_stratified_rows_are_those_of_train_test_split():
+    rows = load_split("bundled", "train")
+    config = get_profile("mini", validation_size=41, split_seed=3)
+    found = [list(part["text"]) for part in _carve_validation(rows, config)]
+    stock = rows.train_test_split(test_size=41, seed=3, stratify_by_column="label")
+    assert found == [list(stock["train"]["text"]), list(stock["test"]["text"])]
 
 
 def test_the_hubs_parquet_files_in_a_folder_hold_the_same_rows(tmp_path):
