@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options, unknown = _parser().parse_known_args(arguments)
         if unknown:
-            flags = [_flag(field.name) for field in (*fields(RunConfig), *fields(PretrainingConfig))]
+            flags = [_flag(name.removeprefix("field_")) for name in vars(options)]  # what this command has
             raise InputError(f"unknown option {unknown[0]!r}{nearest(unknown[0], flags)}; --help lists them")
         return options.run(options) or 0
     except InputError as error:
@@ -35,7 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         place = error.filename or "writing"
-        print(f"error: {place}: {error.strerror or error}; give a place that can be written", file=sys.stderr)
+        print(
+            f"error: {place}: {error.strerror or error}; check that it is there and may be read or written",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":  # of several processes, which all are stopped, one says so
@@ -179,10 +182,10 @@ def _show_notices(verification) -> None:
 
 
 def _figures(options) -> None:
+    from .evidence import draw
     from .figures import draw_figures
-    from .records import COMMITTED_RUNS
 
-    for path in draw_figures(options.run_dirs or COMMITTED_RUNS, options.output_dir):
+    for path in draw_figures(options.run_dirs, options.output_dir) if options.run_dirs else draw(options.output_dir):
         print(path)
 
 

@@ -1,4 +1,4 @@
-"""The `TrainingArguments` of a run, and in them every choice that depends on the device; nothing else asks for a GPU.
+"""The `TrainingArguments` of a run, and in them every choice of a run that depends on the device.
 
 `training` calls this; the model's weights are float32 wherever it runs.
 """

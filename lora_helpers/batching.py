@@ -27,7 +27,7 @@ class LengthGroupedSampler:
         self.batch_size, self.order, self.seed, self.epoch = batch_size, order, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer (through accelerate) at the start of every epoch, resumed ones included."""
+        """Called by `callbacks.RunCallback` at the start of every epoch, resumed ones included."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -144,7 +144,8 @@ def pad(rows: list[list[int]], pad_token_id: int) -> dict:
 def padding_costs(lengths: Sequence[int], batch_size: int, *, seed: int = 0, block: int = 1000) -> dict[str, float]:
     """Processed tokens over real tokens, under four policies of padding.
 
-    `block` (the course notebook): blocks of 1,000 rows in file order, each padded to its longest row;
+    `block`: blocks of 1,000 rows in the order given, each padded to its longest row (the course notebook did so, with
+    rows that it had cut at 512 tokens; here they are what `lengths` says);
     `fixed`: every row at 128 tokens, longer ones cut; `random`: random batches, each padded to its longest;
     `length-grouped`: batches of `LengthGroupedSampler`, each padded to its longest.
     """

@@ -16,7 +16,7 @@ import numpy as np
 
 from .benchmark_prediction import measure_prediction
 from .config import REPOSITORY, ROBERTA_MINI, RunConfig, get_profile
-from .environment import peak_memory_mib, reset_peak_memory
+from .environment import best_device, peak_memory_mib, reset_peak_memory
 from .model import compute_first_token_alone
 from .workload import (
     BATCH,
@@ -24,7 +24,6 @@ from .workload import (
     SPECIAL,
     Batch,
     base_shapes,
-    best_device,
     draw_lengths,
     make_batches,
     make_inputs,

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from .config import REPOSITORY, ROBERTA_MINI, get_profile
-from .environment import peak_memory_mib, reset_peak_memory
+from .environment import best_device, peak_memory_mib, reset_peak_memory
 from .inference import Classifier
 from .model import compute_first_token_alone
-from .workload import best_device, draw_lengths, draw_texts, make_model
+from .workload import draw_lengths, draw_texts, make_model
 
 PIPELINE_BATCHES = {"pipeline-default": 1, "pipeline-8": 8, "pipeline-64": 64}  # 8: the course's own inference
 

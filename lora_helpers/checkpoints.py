@@ -10,11 +10,13 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import REPOSITORY
+from .bases import base_folder
+from .config import REPOSITORY, ROBERTA_BASE, ROBERTA_BASE_REVISION
+from .documents import PICKLES
 from .errors import CheckFailed, InputError, first_line
 from .manifests import MANIFEST, hash_file, read_manifest
 from .model import base_identity, how_to_restore, load_base, longest_input
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
-NEVER_READ = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 
 # Fields that every version of PEFT writes and whose defaults would compute something else.
 REQUIRED_FIELDS = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
@@ -35,13 +36,12 @@ REQUIRED_FIELDS = ("peft_type", "task_type", "base_model_name_or_path", "r", "lo
 class Verification:
     """What `verify_checkpoint` found; `notices` are worth reading and no errors."""
 
-    folder: Path
     step: int | None  # optimizer steps, None for a foreign checkpoint
     files: int  # files whose checksum was compared
     tensors: int  # tensors in the adapter file
     max_length: int  # tokens an example at which the run cut, or the base's longest input for a foreign checkpoint
-    notices: list[str] = field(default_factory=list)
-    unlisted: list[str] = field(default_factory=list)  # files in a whole checkpoint that its manifest does not list
+    notices: list[str]
+    unlisted: list[str]  # files in a whole checkpoint that its manifest does not list
 
 
 def list_checkpoints(run_dir: Path | str) -> list[Path]:
@@ -83,6 +83,9 @@ def load_checkpoint(folder: Path | str) -> tuple[PeftModel, PreTrainedTokenizerB
         notices.append(f"not in the manifest, and not read: {', '.join(unlisted)}")
     lora = _read_adapter_config(folder, notices)
     base_name, revision = lora.base_model_name_or_path, lora.revision
+    if revision is None and base_folder(base_name) is None:
+        revision = ROBERTA_BASE_REVISION if base_name == ROBERTA_BASE else None
+        notices.append(f"it names no commit of {base_name}; used is {revision or 'what the Hub has as main today'}")
     _verify_base(manifest, base_name, revision, notices)
     base, tokenizer, new_weights = load_base(base_name, revision)
     _verify_vocabulary(folder, tokenizer, base_name)
@@ -99,7 +102,7 @@ def load_checkpoint(folder: Path | str) -> tuple[PeftModel, PreTrainedTokenizerB
     files = len(manifest["files"]) if manifest else 0
     longest = longest_input(base)
     max_length = min(manifest["config"]["max_length"], longest) if manifest else longest
-    return model.eval(), tokenizer, Verification(folder, step, files, len(weights), max_length, notices, unlisted)
+    return model.eval(), tokenizer, Verification(step, files, len(weights), max_length, notices, unlisted)
 
 
 def _verify_files(folder: Path) -> tuple[dict | None, list[str]]:
@@ -113,11 +116,11 @@ def _verify_files(folder: Path) -> tuple[dict | None, list[str]]:
             raise CheckFailed(f"{path}: missing, but in the manifest; the checkpoint is damaged, take another")
         if hash_file(path) != wanted:
             raise CheckFailed(f"{path}: SHA-256 differs from the manifest; the checkpoint is damaged, take another")
-    here = {path.name for path in folder.iterdir()}
+    here = {path.name for path in folder.iterdir() if not path.name.startswith(".")}  # not what Finder or Jupyter left
     listed = here if manifest is None else manifest["files"].keys() | {MANIFEST}
     missing = [name for name in (ADAPTER_CONFIG, WEIGHTS) if name not in listed]
     if missing:
-        pickles = sorted(name for name in here if name.endswith(NEVER_READ))
+        pickles = sorted(name for name in here if name.endswith(PICKLES))
         hint = f" ({', '.join(pickles)} is never unpickled; save it as safetensors)" if pickles else ""
         raise InputError(f"{folder} is no checkpoint: {' and '.join(missing)} missing{hint}")
     return manifest, sorted(here - listed)

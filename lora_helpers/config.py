@@ -105,10 +105,11 @@ class RunConfig:
                 changes.setdefault(revision, None)  # another source: the old commit does not apply
         return replace(self, **changes)
 
-    def differences(self, other: RunConfig) -> dict[str, tuple]:
-        """Fields that change the result and differ: name -> (mine, the other's)."""
-        mine, its = self.to_dict(), other.to_dict()
-        return {k: (mine[k], its[k]) for k in mine if mine[k] != its[k] and k not in WATCHING_FIELDS}
+    def differences(self, its: dict) -> dict[str, tuple]:
+        """Fields that change the result and differ from another's `to_dict()`: name -> (mine, its); None where it has none."""
+        mine = self.to_dict()
+        names = sorted((mine.keys() | its.keys()) - WATCHING_FIELDS)
+        return {name: (mine.get(name), its.get(name)) for name in names if mine.get(name) != its.get(name)}
 
 
 def get_profile(name: str, **changes) -> RunConfig:
@@ -184,9 +185,12 @@ def local_folder(name: str, wanted: str) -> Path | None:
 
 
 def portable_name(name: str) -> str:
-    """A folder's path relative to the repository, never one of this machine; anything else as it is."""
+    """A folder's path from the repository, which tells nothing above the folder that holds both; else the name itself."""
     folder = None if name == BUNDLED else find_folder(name)
-    return os.path.relpath(folder, REPOSITORY).replace(os.sep, "/") if folder else name
+    try:
+        return os.path.relpath(folder, REPOSITORY).replace(os.sep, "/") if folder else name
+    except ValueError:  # another drive of a Windows machine
+        return folder.name
 
 
 _MINI = RunConfig(

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from .errors import InputError, first_line
 
-PICKLES = (".pkl", ".pickle", ".pt", ".bin")
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin")
 LONGEST_FIELD = 2**31 - 1  # characters of a CSV field: the most that a C long holds on every platform
 Row = TypeVar("Row")
 

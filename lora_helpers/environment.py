@@ -28,7 +28,12 @@ def environment() -> dict:
     """Python, libraries, device and commit. No host name, user name, path or environment variable."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = best_device().type
+    if device == "cuda":
+        device = torch.cuda.get_device_name()
+    elif device == "cpu":
+        device = f"CPU, {torch.get_num_threads()} threads"
+    changes = _git("status", "--porcelain")
     faults, differences = compare_with_pins()
     return {
         "python": platform.python_version(),
@@ -38,15 +43,15 @@ def environment() -> dict:
         "cores": os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "uncommitted_changes": None if changes is None else bool(changes),
         "other_than_pins": faults + differences,
     }
 
 
-def compare_with_pins(requirements: Path = REPOSITORY / "requirements.txt") -> tuple[list[str], list[str]]:
+def compare_with_pins() -> tuple[list[str], list[str]]:
     """Installed packages against the pins: (missing or too old, merely different); `+cpu` and the like are ignored."""
     faults, differences = [], []
-    for pin in requirements.read_text(encoding="utf-8").split("\n"):
+    for pin in (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").split("\n"):
         name, _, wanted = pin.partition("==")
         found = _version(name) if wanted else None
         if wanted and found is None:
@@ -78,6 +83,13 @@ def stamp() -> str:
     if not facts["device"].startswith("CPU"):
         lines.append('A GPU is present: PROFILE = "full" trains roberta-base on it.')
     return "\n".join(lines)
+
+
+def best_device():
+    """The accelerator that torch finds, else the CPU."""
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def peak_memory_mib() -> dict[str, float]:
@@ -130,6 +142,6 @@ def _processor() -> str | None:
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(("git", *arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
-    except OSError:  # no git on this machine
+    except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a disk that takes its time
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008): distinguishable with every common colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 POLICIES = {
-    "block": "blocks of 1,000\n(course notebook)",
+    "block": "blocks of 1,000,\nlongest of block",
     "fixed": "fixed 128",
     "random": "random batches,\nlongest of batch",
     "length-grouped": "length-grouped,\nlongest of batch",

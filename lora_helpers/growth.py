@@ -1,7 +1,7 @@
 """How time and memory grow with the work: training rows, tokens a row, rank, rows to label.
 
 As in `benchmark`, weights and words are random and nothing outside the repository is read.
-`make evidence PARTS=growth` records it, `figures` draws it.
+`make evidence PARTS="growth figures"` records it and draws the figure.
 """
 
 from __future__ import annotations

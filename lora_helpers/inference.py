@@ -21,6 +21,7 @@ from .batching import batches_by_tokens, pad
 from .checkpoints import Verification, load_checkpoint
 from .data import LABELS
 from .documents import read_texts
+from .environment import best_device
 from .errors import InputError, first_line
 from .field_checks import shown
 from .model import longest_input
@@ -42,9 +43,7 @@ class Classifier:
     """
 
     def __init__(self, model, tokenizer, *, max_length: int, verification: Verification | None = None):
-        import torch
-
-        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        self.device = best_device()
         self.model = model.eval().to(self.device)
         self.tokenizer, self.max_length, self.verification = tokenizer, max_length, verification
 
@@ -52,10 +51,12 @@ class Classifier:
     def from_checkpoint(cls, checkpoint: Path | str, *, max_length: int | None = None) -> Classifier:
         """Load a checkpoint folder, whole or foreign, after verifying it.
 
-        `max_length` (tokens) defaults to what the run was trained with, or to the base's longest input.
+        `max_length` (tokens, 3 or more) defaults to what the run was trained with, or to the base's longest input.
 
-        Raises: as `checkpoints.verify_checkpoint`.
+        Raises: as `checkpoints.verify_checkpoint`; InputError for another `max_length`.
         """
+        if max_length is not None and max_length < 3:
+            raise InputError(f"max_length is {max_length}, wanted 3 or more: <s>, one token of text, </s>")
         model, tokenizer, verification = load_checkpoint(checkpoint)
         max_length = min(max_length or verification.max_length, longest_input(model))
         return cls(model.merge_and_unload(), tokenizer, max_length=max_length, verification=verification)
@@ -92,7 +93,7 @@ class Classifier:
         """Label every document of `source` and write `target`, a CSV file `ID,Label` (ID from 0, label 0-3, file order).
 
         All or nothing: one row that cannot be read refuses the file and is named, for a gap or a guess would give
-        every row after it another's label. Whatever ends the call early, an interrupt too, leaves no file behind.
+        every row after it another's label. An error or an interrupt (Ctrl-C) leaves no file behind.
 
         Args:
             probabilities: add LabelName and one column a class.

@@ -77,5 +77,5 @@ def _render(content: dict) -> str:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
+    with path.open("r+b") as stream:  # Windows refuses it where one could not write
         os.fsync(stream.fileno())

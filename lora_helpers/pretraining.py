@@ -61,6 +61,12 @@ class PretrainingConfig:
         ]
         if not problems and self.hidden_size % self.num_attention_heads:
             problems = [f"hidden_size is {self.hidden_size}, wanted a multiple of {self.num_attention_heads} heads"]
+        if not problems:
+            problems = [
+                f"{name} is {getattr(self, name)}, wanted a multiple of eval_steps ({self.eval_steps})"
+                for name in ("max_steps", "save_steps")
+                if getattr(self, name) % self.eval_steps
+            ]
         if problems:
             raise InputError("pretraining: " + "; ".join(problems))
 
@@ -80,8 +86,11 @@ def pretrain(config: PretrainingConfig, output_dir: Path, *, resume: bool = Fals
 
     if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
         raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue")
-    if (output_dir / RECORD).is_file():
-        return json.loads((output_dir / RECORD).read_text(encoding="utf-8"))  # finished before
+    if (output_dir / RECORD).is_file():  # finished before
+        record = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
+        if record["config"] != asdict(config):
+            raise InputError(f"{output_dir} holds a base of another configuration, see {RECORD}; name another folder")
+        return record
     work_dir = output_dir / "work"
     stopped = _find_stopped(work_dir, config)
     splits = load_ag_news(get_profile(config.profile))
@@ -153,12 +162,13 @@ def _make_trainer(config: PretrainingConfig, work_dir: Path, model, rows, valida
 
         def log(self, logs, start_time=None):
             if "loss" in logs:
-                steps = {"masked": config.eval_steps, "words": config.eval_steps, "contrast": config.eval_steps / 2}
+                step, every = self.state.global_step, config.eval_steps
+                steps = {"masked": every, "words": every, "contrast": step // 2 - (step - every) // 2}
                 before = [row["seconds"] for row in self.state.log_history if "seconds" in row][-1:] or [0.0]
                 logs["seconds"] = before[0] + time.monotonic() - self.lap
                 self.lap = time.monotonic()
-                logs["tokens"] = int(self.tokens[self.state.global_step - 1])
-                logs |= {f"{name}_loss": self.sums.get(name, 0.0) / steps[name] for name in steps}
+                logs["tokens"] = int(self.tokens[step - 1])
+                logs |= {f"{name}_loss": total / steps[name] for name, total in self.sums.items()}
                 self.sums = {}
             super().log(logs, start_time)
 

@@ -38,7 +38,7 @@ def hush_others() -> None:
 
 
 def agree(work: Callable[[], Result]) -> Result:
-    """What `work()` returns here; if it failed in any process, it fails in all, and one of them says why.
+    """What `work()` returns here; if one of the errors below stopped it in any process, it fails in all, and one says why.
 
     Else the others would wait at their next meeting for a process that is gone. `work` must not wait for another
     process itself.

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from .config import REPOSITORY
-from .errors import CheckFailed, InputError
+from .errors import CheckFailed, InputError, first_line
 from .evidence import CHECKPOINTS
 from .manifests import write_atomically
 from .report_values import collect_values
@@ -26,8 +26,10 @@ def update_documents(*, check: bool = False) -> list[Path]:
     """
     try:
         values = collect_values()
-    except KeyError as error:
-        raise InputError(f"the records in checkpoints/ have no {error} yet; run: make evidence, make drill") from error
+    except (KeyError, FileNotFoundError) as error:
+        raise InputError(
+            f"the records in checkpoints/ are not complete ({first_line(error)}); run: make evidence, make drill"
+        ) from error
     changed, wrong = [], []
     for path in [REPOSITORY / "README.md", *sorted(CHECKPOINTS.glob("*/README.md"))]:
         old = path.read_text(encoding="utf-8")
@@ -37,7 +39,9 @@ def update_documents(*, check: bool = False) -> list[Path]:
             if name not in values:
                 raise InputError(f"{path}: no record has a number called {name!r}; known are {', '.join(values)}")
             if match["value"] != values[name]:
-                wrong.append(f"{path.name}: {name} is {match['value']!r}, the records say {values[name]!r}")
+                wrong.append(
+                    f"{path.parent.name}/{path.name}: {name} is {match['value']!r}, the records say {values[name]!r}"
+                )
             return f"<!--{name}-->{values[name]}<!--/-->"
 
         new = MARK.sub(fill, old)

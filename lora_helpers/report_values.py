@@ -25,6 +25,7 @@ def collect_values() -> dict[str, str]:
         values[f"{profile}-baseline"] = f"{baseline['accuracy']:.4f}"
         values[f"{profile}-baseline-model"] = baseline["model"]
     values["shuffled-labels"] = f"{evidence['shuffled-labels']['test_accuracy']:.4f}"
+    values["head-only"] = f"{evidence['head-only']['validation_accuracy']:.4f}"
     values["random-base"] = f"{evidence['random-base']['validation_accuracy']:.4f}"
     values["transfer"] = f"{evidence['transfer']['accuracy']:.4f}"
     speed, notebook = evidence["prediction-speed"], evidence.get("notebook")
@@ -60,6 +61,7 @@ def _run_values(profile: str, record: dict) -> dict[str, str]:
             "minutes": f"{record['timing']['seconds'] / 60:.1f}",
             "memory": f"{record['timing']['peak_memory_mib']['process'] / 1024:.1f}",
             "trainable": f"{record['parameters']['trainable']:,}",
+            "share": f"{100 * record['parameters']['trainable'] / record['parameters']['total']:.2f}",
             "lora": f"{record['parameters']['lora']:,}",
             "head": f"{record['parameters']['head']:,}",
             "best-step": f"{record['best_saved_step']:,}",
@@ -109,7 +111,7 @@ def _benchmark_values(bench: dict) -> dict[str, str]:
             f"bench-{name}-tokens": f"{row['real_tokens_per_second']:.0f}",
             f"bench-{name}-padding": f"{row['padding']:.2f}",
             f"bench-{name}-gflops": f"{row['useful_gflops']:.0f}",
-            f"bench-{name}-memory": f"{row['peak_memory_mib'] / 1024:.1f}",
+            f"bench-{name}-memory": _gib(row["peak_memory_mib"]),
         }
     for model, ways in bench["prediction"].items():
         rate = {name: way["rows_per_second"] for name, way in ways.items()}
@@ -118,19 +120,23 @@ def _benchmark_values(bench: dict) -> dict[str, str]:
     return values
 
 
+def _gib(mib: float | None) -> str:
+    return "not measured" if mib is None else f"{mib / 1024:.1f}"  # Linux alone can
+
+
 def _growth_values(growth: dict) -> dict[str, str]:
     streamed = {row["size"]: row["peak_memory_mib"] for row in growth["predicted_rows"]}
     few, many = 10_000, max(streamed)
     return {
         "stream-rows": f"{many:,}",
         "stream-few": f"{few:,}",
-        "stream-memory": f"{streamed[many] - streamed[few]:.0f}",
+        "stream-memory": f"{streamed[many] - streamed[few]:.0f}" if streamed[many] else "not measured",
     }
 
 
 def _ablation_values(ablations: dict) -> dict[str, str]:
     """Accuracies in %, differences (ours minus the variant) in points."""
-    values = {"ablation-seeds": str(len(ablations["seeds"]))}
+    values = {"ablation-seeds": str(len(ablations["seeds"])), "ablation-steps": f"{ablations['steps']:,}"}
     for name, variant in ablations["variants"].items():
         values[f"ablation-{name}"] = f"{100 * variant['mean']:.2f} ± {100 * variant['std']:.2f}"
         if "difference" in variant:

@@ -6,10 +6,10 @@ import logging
 import shutil
 from pathlib import Path
 
-from .checkpoints import list_checkpoints, verify_checkpoint
+from .checkpoints import list_checkpoints, relative_to_repository, verify_checkpoint
 from .config import RunConfig
 from .data import Splits
-from .errors import CheckFailed, InputError, first_line
+from .errors import CheckFailed, InputError
 from .manifests import read_manifest
 from .processes import leads, this_process
 
@@ -64,10 +64,7 @@ def require_same_run(start: Path, config: RunConfig, splits: Splits, allow_other
         InputError: the message shows every field or fingerprint that differs, with both values.
     """
     manifest = read_manifest(start)
-    try:
-        changed = config.portable().differences(RunConfig(**manifest["config"]))
-    except (TypeError, InputError) as error:  # fields of another version of this project
-        raise InputError(f"{start} was written by another version: {first_line(error)}; train anew") from error
+    changed = config.portable().differences(manifest["config"])
     if allow_other_data:
         changed = {k: v for k, v in changed.items() if k not in ("dataset", "dataset_revision")}
     if changed:
@@ -88,6 +85,18 @@ def require_same_run(start: Path, config: RunConfig, splits: Splits, allow_other
             now,
             then,
         )
+
+
+def describe_resumption(start: Path, splits: Splits) -> dict:
+    """For manifests and record: the checkpoint, the processes that wrote it, and whether any part of the run so far
+    saw other data, as `--allow-other-data` allows."""
+    manifest = read_manifest(start)
+    before = manifest.get("resumed_from", {}).get("other_data", False)
+    return {
+        "checkpoint": relative_to_repository(start),
+        "world_size": processes_of(start),
+        "other_data": before or splits.fingerprints() != manifest["data"]["sha256"],
+    }
 
 
 def processes_of(checkpoint: Path) -> int:

@@ -25,7 +25,7 @@ from .errors import CheckFailed, InputError, Stopped, first_line
 from .manifests import hash_file, read_manifest
 from .model import base_identity, build_model, count_parameters, longest_input
 from .processes import agree, hush_others, leads, lost_another, this_process, told_once
-from .resuming import find_start, processes_of, require_same_run, restore_finished
+from .resuming import describe_resumption, find_start, require_same_run, restore_finished
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,11 @@ def train(
         if lost_another(error):
             gone = f"another process of this run ended, and said why; last whole checkpoint: {_last_whole(output_dir)}"
             raise told_once(CheckFailed(f"{gone}; mend that, then --resume")) from error
+        if _out_of_memory(error):
+            raise InputError(
+                f"{output_dir}: {first_line(error)}; a new run with a smaller batch_size or max_length needs less memory,"
+                f" --resume with a smaller eval_batch_size too; last whole checkpoint: {_last_whole(output_dir)}"
+            ) from error
         if isinstance(error, RuntimeError) and "inline_container.cc" not in str(error):  # torch.save's writer
             raise
         reason = getattr(error, "strerror", None) or first_line(error)
@@ -84,6 +89,12 @@ def train(
         raise InputError(
             f"{output_dir}: {reason}{place}; last whole checkpoint: {_last_whole(output_dir)}; mend that, then --resume"
         ) from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _last_whole(output_dir: Path) -> str:
@@ -120,18 +131,18 @@ def _claim(output_dir: Path, resume: bool):
 def _release(output_dir: Path, lock) -> None:
     if lock:
         if {path.name for path in output_dir.iterdir()} <= {".lock"}:
-            shutil.rmtree(output_dir)  # nothing was made, so nothing should be in the way
+            shutil.rmtree(output_dir, ignore_errors=True)  # nothing was made, so nothing should be in the way
         lock.release()
 
 
 def _train(config: RunConfig, output_dir: Path, where: tuple, allow_other_data: bool) -> dict:
     began = time.monotonic()
-    start, splits = agree(lambda: _begin(config, output_dir, where, allow_other_data))
+    start, splits, resumed = agree(lambda: _begin(config, output_dir, where, allow_other_data))
     last = start is not None and step_of(start) == config.max_steps
     if last and start.parent == output_dir.resolve() and (output_dir / records.RECORD).is_file():
         return records.read_record(output_dir)  # finished before
     clock = records.Clock(began, before=read_manifest(start)["seconds"] if start else 0.0)
-    trainer, details = agree(lambda: _prepare(config, output_dir, splits, clock))
+    trainer, details = agree(lambda: _prepare(config, output_dir, splits, resumed, clock))
     if start:
         logger.info("resuming %s at step %d", relative_to_repository(start), step_of(start))
     if last:
@@ -139,25 +150,22 @@ def _train(config: RunConfig, output_dir: Path, where: tuple, allow_other_data: 
     else:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     record = details | _make_record(config, output_dir, trainer, clock)
-    if start:
-        record["resumed_from"] = {"checkpoint": relative_to_repository(start), "other_data_allowed": allow_other_data}
-        if processes_of(start) != record["world_size"]:
-            record["resumed_from"]["world_size"] = processes_of(start)
     if leads():
         records.write_record(output_dir, record)
     trainer.accelerator.wait_for_everyone()
     return record
 
 
-def _begin(config: RunConfig, output_dir: Path, where: tuple, allow_other_data: bool) -> tuple[Path | None, Splits]:
-    """Where the run begins (None: at step 0), and its data, both checked."""
+def _begin(config: RunConfig, output_dir: Path, where: tuple, allow_other_data: bool) -> tuple:
+    """Where the run begins (None: at step 0), its data, both checked, and what is to be kept of its resumption."""
     start, splits = find_start(output_dir, *where), load_ag_news(config)
-    if start:
-        require_same_run(start, config, splits, allow_other_data)
-    return start, splits
+    if not start:
+        return start, splits, {}
+    require_same_run(start, config, splits, allow_other_data)
+    return start, splits, {"resumed_from": describe_resumption(start, splits)}
 
 
-def _prepare(config: RunConfig, output_dir: Path, splits: Splits, clock: records.Clock):
+def _prepare(config: RunConfig, output_dir: Path, splits: Splits, resumed: dict, clock: records.Clock):
     """The Trainer, ready to train, and what its checkpoints and the record say about config, base, data and device."""
     facts = environment()
     model, tokenizer = build_model(config)
@@ -176,6 +184,7 @@ def _prepare(config: RunConfig, output_dir: Path, splits: Splits, clock: records
             "sha256": splits.fingerprints(),
         },
         "environment": facts,
+        **resumed,
     }
     return make_trainer(config, output_dir, model, tokenizer, encoded, validation, details, clock), details
 

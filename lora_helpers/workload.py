@@ -14,6 +14,7 @@ import numpy as np
 
 from .batching import LengthGroupedSampler
 from .config import REPOSITORY, ROBERTA_MINI, RunConfig
+from .environment import best_device
 from .model import make_lora_config, roberta_base_shape
 
 # AG News' training rows by their number of tokens under roberta-base's tokenizer, special ones included.
@@ -106,10 +107,3 @@ def set_base_dropout(model, probability: float) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout) and "lora" not in name:
             module.p = probability
-
-
-def best_device():
-    """The accelerator that torch finds, else the CPU."""
-    import torch
-
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

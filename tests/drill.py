@@ -1,6 +1,6 @@
 """The drill: runs killed at random moments, resumed, and compared with a run that was never stopped.
 
-`make drill` runs all of it (`python tests/drill.py`) and keeps the counts; `test_drill.py` runs a shorter one. A run
+`make drill` runs all of it (`python tests/drill.py`) and keeps the counts; `test_stops.py` runs a shorter one. A run
 is a process of its own that tells through shared memory what it is doing, and SIGKILL is all that it ever gets.
 """
 
@@ -10,6 +10,8 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -102,10 +104,14 @@ def drill(config: RunConfig, folder: Path, places: list[int], *, seed: int = 0) 
     wanted, kills = fingerprint(reference), []
     for number, place in enumerate(places):
         run_dir = folder / f"run-{number}"
-        process, busy = start(context, config, run_dir)
-        _wait(process, busy, place, config, seconds, dice)
-        process.kill()
-        process.join()
+        while True:
+            process, busy = start(context, config, run_dir)
+            _wait(process, busy, place, config, seconds, dice)
+            process.kill()
+            process.join()
+            if process.exitcode == -signal.SIGKILL:
+                break
+            shutil.rmtree(run_dir)  # it was faster and had ended: nothing was killed
         fell, step = busy
         if fell == WRITING and all((c / "manifest.json").is_file() for c in run_dir.glob("checkpoint-*")):
             fell = TRAINING  # it was about to write, or had just finished

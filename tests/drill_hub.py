@@ -28,7 +28,7 @@ def run_full_size(roberta_base: Path, ag_news: Path) -> dict:
     """`original` from the server, `full` from the cache it filled, each checkpoint reloaded in a process of its own.
 
     Returns:
-        Files, bytes and seconds of the download, seconds of each profile, and the counts that came out.
+        Files and bytes that the server gave, seconds of each profile, and the counts that came out.
 
     Raises:
         RuntimeError: a command failed, or a count is not the promised one; the message is what was found.

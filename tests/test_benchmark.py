@@ -1,5 +1,7 @@
 """The benchmarks measure what they say; how fast anything is, no test asks."""
 
+from itertools import cycle
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,26 @@ def test_a_smoke_run_fills_the_record(tiny_shape):
     trainer = record["trainer"]["tiny"]
     assert trainer["steps"] == 2 and min(trainer["bare_seconds"], trainer["trainer_seconds"]) > 0
     assert set(record["prediction"]["tiny"]) == {"pipeline-default", "pipeline-8", "pipeline-64", "ours"}
+
+
+def test_ours_runs_without_base_dropout_and_the_others_with_it(tiny_shape, monkeypatch):
+    import torch
+
+    from lora_helpers import benchmark
+
+    seen = {name: set() for name in PIPELINES}
+
+    def make_step(model, config):
+        def step(inputs):
+            seen[next(names)].update(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p != 0.05)
+            return 1.0
+
+        return step
+
+    names = cycle(PIPELINES)  # one batch a turn
+    monkeypatch.setattr(benchmark, "make_step", make_step)
+    benchmark.measure_steps(tiny_shape, rounds=1, batches=1)
+    assert seen == {name: {0.0} if name == "ours" else {0.1} for name in PIPELINES}
 
 
 def test_growth_has_a_row_for_every_size(tiny_shape, monkeypatch):

@@ -253,6 +253,9 @@ def test_what_the_manifest_does_not_list_is_named_and_never_resumed(config, run_
     training.train(config, run_dir, resume=True)
     assert "checkpoint-20 skipped" in caplog.text and "does not list" in caplog.text
     assert verify_checkpoint(newest).unlisted == []  # written anew, from step 10
+    (newest / ".DS_Store").write_bytes(b"Finder")
+    (newest / ".ipynb_checkpoints").mkdir()
+    assert find_start(run_dir, True, None) == find_start(run_dir, False, newest) == newest.resolve()
 
 
 @pytest.mark.parametrize("name", READ_TO_RESUME)

@@ -131,6 +131,15 @@ def test_offline_the_cache_gives_the_same_run_to_the_bit(runs):
     assert runs.record("original-online")["checkpoints"] != runs.record("full-online")["checkpoints"]
 
 
+def test_an_adapter_that_names_no_commit_is_read_with_the_pinned_one(runs, tmp_path):
+    checkpoint = Path(shutil.copytree(runs.folder / "original-online" / "checkpoint-20", tmp_path / "foreign"))
+    (checkpoint / "manifest.json").unlink()
+    path = checkpoint / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": None}))
+    status, lines = runs.offline.run("verify", checkpoint)
+    assert status == 0 and f"names no commit of {ROBERTA_BASE}; used is {ROBERTA_BASE_REVISION}" in "".join(lines)
+
+
 def test_no_file_of_a_run_names_the_cache(runs):
     files = [f for f in runs.folder.glob("original-online/**/*") if f.is_file()]
     assert len(files) > 5

@@ -46,3 +46,11 @@ def test_probabilities_add_their_columns(classifier, tmp_path):
     table = pd.read_csv(tmp_path / "out.csv")
     assert list(table.columns) == ["ID", "Label", "LabelName", "World", "Sports", "Business", "Sci/Tech"]
     np.testing.assert_allclose(table.iloc[:, 3:], classifier.predict_probabilities(TEXTS), atol=1e-6)
+
+
+def test_a_length_that_leaves_no_room_for_text_is_refused(tiny_run):
+    from lora_helpers.errors import InputError
+    from lora_helpers.inference import Classifier
+
+    with pytest.raises(InputError, match="max_length is 0, wanted 3 or more"):
+        Classifier.from_checkpoint(tiny_run / "checkpoint-10", max_length=0)

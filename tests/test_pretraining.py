@@ -107,3 +107,14 @@ def test_a_stopped_pretraining_resumes_to_the_same_weights(tmp_path):
     shutil.copytree(keep, tmp_path / "other" / "work")
     with pytest.raises(InputError, match="another configuration"):
         pretrain(PretrainingConfig(**record["config"] | {"seed": 1}), tmp_path / "other", resume=True)
+    assert pretrain(config, tmp_path / "whole", resume=True) == record  # finished before
+    with pytest.raises(InputError, match="another configuration"):
+        pretrain(PretrainingConfig(**record["config"] | {"seed": 1}), tmp_path / "whole", resume=True)
+
+
+@pytest.mark.parametrize("name", ["max_steps", "save_steps"])
+def test_a_pretraining_whose_end_or_checkpoints_no_row_of_the_log_meets_is_refused(name):
+    from lora_helpers.errors import InputError
+
+    with pytest.raises(InputError, match=f"{name} is 100, wanted a multiple of eval_steps"):
+        PretrainingConfig(**{name: 100})

@@ -207,7 +207,7 @@ VALID = {
 def require_json_keeps(config):
     record_count("property examples run")
     again = RunConfig(**json.loads(json.dumps(config.to_dict(), allow_nan=False)))
-    assert again == config and config.differences(again) == {}
+    assert again == config and config.differences(again.to_dict()) == {}
 
 
 @CHEAP

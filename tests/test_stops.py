@@ -134,3 +134,15 @@ def test_a_second_process_is_refused_while_the_first_lives_and_not_after(tiny_co
     process.kill()
     process.join()
     train(tiny_config, run_dir, resume=True)
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2.00 GiB.", "DefaultCPUAllocator: can't"])
+def test_too_little_memory_is_one_line_that_says_what_helps(tiny_config, at_step, tmp_path, message):
+    import torch
+
+    def run_out():
+        raise torch.OutOfMemoryError(message) if message.startswith("CUDA") else RuntimeError(message)
+
+    at_step(72, run_out)
+    with pytest.raises(InputError, match="smaller batch_size.*last whole checkpoint: checkpoint-70"):
+        train(tiny_config, tmp_path / "run")

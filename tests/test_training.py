@@ -124,7 +124,9 @@ def test_resuming_on_other_data_is_refused_unless_allowed(unbroken, tmp_path):
     with pytest.raises(InputError, match="trained on other data"):
         train(config, tmp_path / "new", resume_from=start)
     record = train(config, tmp_path / "allowed", resume_from=start, allow_other_data=True)
-    assert record["resumed_from"]["other_data_allowed"] is True
+    assert record["resumed_from"]["other_data"] is True
+    (tmp_path / "allowed" / "run.json").unlink()  # as if it had been stopped at its end
+    assert train(config, tmp_path / "allowed", resume=True)["resumed_from"]["other_data"] is True
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tiny_config, tmp_path):
