@@ -53,17 +53,32 @@ def draw_throughput(record: dict) -> Figure:
 
 
 def draw_growth(record: dict) -> Figure:
-    """Seconds and peak memory of each series, on logarithmic axes; the dotted line grows in proportion."""
+    """Seconds and peak memory of each series, sizes on a logarithmic axis; the dotted line grows in proportion."""
+    from matplotlib.ticker import EngFormatter, NullFormatter, StrMethodFormatter
+
     figure, axes = make_axes(columns=len(SERIES), size=(15, 6.4), rows=2)
     for column, (name, (label, work)) in enumerate(SERIES.items()):
         size = np.array([row["size"] for row in record[name]])
         seconds = np.array([row["seconds"] for row in record[name]])
         memory = np.array([row["peak_memory_mib"] or np.nan for row in record[name]])
         time_axes, memory_axes = axes[:, column]
-        time_axes.loglog(size, seconds, color=BLUE, marker="o", label="measured")
-        time_axes.loglog(size, seconds[-1] * size / size[-1], color=GREY, ls=":", label="in proportion")
+        time_axes.plot(size, seconds, color=BLUE, marker="o", label="measured")
+        if name == "rank":  # which is not what the work is made of
+            time_axes.set_ylim(0, 1.6 * seconds.max())
+        else:
+            time_axes.plot(size, seconds[-1] * size / size[-1], color=GREY, ls=":", label="in proportion")
+            time_axes.set_yscale("log")
         time_axes.set(ylabel="seconds", title=work)
-        memory_axes.semilogx(size, memory, color=ORANGE, marker="o")
-        memory_axes.set(xlabel=label, ylabel="peak memory (MiB)", ylim=(0, 1.2 * np.nanmax(memory)))
-        time_axes.legend(fontsize=9)
+        time_axes.legend(fontsize=9, loc="upper left")
+        memory_axes.plot(size, memory, color=ORANGE, marker="o")
+        memory_axes.set_ylim(0, None if np.isnan(memory).all() else 1.2 * np.nanmax(memory))
+        memory_axes.set(xlabel=label, ylabel="peak memory (MiB)")
+        for each in (time_axes, memory_axes):
+            each.set_xlim(size[0] / 1.3, 1.3 * size[-1])
+            each.set_xscale("log")
+            each.set_xticks(size, minor=False)
+            each.xaxis.set_major_formatter(EngFormatter(sep=""))
+            each.xaxis.set_minor_formatter(NullFormatter())
+        time_axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        time_axes.yaxis.set_minor_formatter(NullFormatter())
     return figure

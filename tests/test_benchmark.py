@@ -8,7 +8,7 @@ import pytest
 from lora_helpers import growth
 from lora_helpers.ablations import compare
 from lora_helpers.benchmark import run_benchmark
-from lora_helpers.benchmark_figures import draw_benchmark_figures
+from lora_helpers.benchmark_figures import SERIES, draw_benchmark_figures
 from lora_helpers.workload import PIPELINES, draw_lengths, draw_texts, make_batches, make_inputs, make_model
 
 
@@ -121,4 +121,7 @@ def test_a_figure_is_drawn_for_each_part_that_is_there(tmp_path):
     ]
     bench = {"rows": rows, "ceiling_gflops": 100.0, "environment": environment}
     assert [path.name for path in draw_benchmark_figures({"bench": bench}, tmp_path)] == ["throughput.png"]
+    series = [{"size": size, "seconds": 0.1 * size, "peak_memory_mib": None} for size in (1, 10)]  # as on macOS
+    growth = dict.fromkeys(SERIES, series) | {"environment": environment}
+    assert [path.name for path in draw_benchmark_figures({"growth": growth}, tmp_path)] == ["growth.png"]
     assert draw_benchmark_figures({}, tmp_path) == []

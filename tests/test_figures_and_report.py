@@ -25,7 +25,7 @@ def test_every_figure_is_drawn_from_the_record_alone(tmp_path, monkeypatch):
 
 def test_figures_are_committed_for_both_runs():
     names = {f"{run}-{kind}.png" for run in ("mini", "mini-agnews") for kind in FIGURES}
-    assert names | {"throughput.png"} <= {path.name for path in (REPOSITORY / "figures").iterdir()}
+    assert names | {"throughput.png", "growth.png"} <= {path.name for path in (REPOSITORY / "figures").iterdir()}
 
 
 def test_a_folder_without_a_record_is_refused(tmp_path):
