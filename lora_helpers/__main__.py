@@ -16,6 +16,7 @@ from . import quiet
 from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, REPOSITORY, RunConfig, get_profile, parse_field
 from .errors import CheckFailed, InputError, nearest
 from .pretraining import PretrainingConfig
+from .processes import run_program
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -250,4 +251,4 @@ def _evidence(options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

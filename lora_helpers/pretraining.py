@@ -88,8 +88,7 @@ def pretrain(config: PretrainingConfig, output_dir: Path, *, resume: bool = Fals
         raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue")
     if (output_dir / RECORD).is_file():  # finished before
         record = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
-        if record["config"] != asdict(config):
-            raise InputError(f"{output_dir} holds a base of another configuration, see {RECORD}; name another folder")
+        _require_same(config, record["config"], output_dir / RECORD)
         return record
     work_dir = output_dir / "work"
     stopped = _find_stopped(work_dir, config)
@@ -119,13 +118,16 @@ def pretrain(config: PretrainingConfig, output_dir: Path, *, resume: bool = Fals
     return record
 
 
+def _require_same(config: PretrainingConfig, its: dict, path: Path) -> None:
+    if its != asdict(config):
+        raise InputError(f"{path} holds another configuration; use the same, or name another folder to begin anew")
+
+
 def _find_stopped(work_dir: Path, config: PretrainingConfig) -> str | None:
     """The checkpoint to continue, None to begin; the one at the last step does not count, the Trainer would overrun it."""
     path = work_dir / "configuration.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != asdict(config):
-        raise InputError(
-            f"{work_dir.parent} was begun with another configuration, see {path}; use the same, or begin anew"
-        )
+    if path.is_file():
+        _require_same(config, json.loads(path.read_text(encoding="utf-8")), path)
     work_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(asdict(config), indent=1) + "\n")
     # trainer_state.json is what the Trainer writes last.

@@ -6,8 +6,10 @@ With a single process nothing here does anything. `training`, `callbacks` and th
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from .errors import CheckFailed
 
@@ -67,6 +69,23 @@ def agree(work: Callable[[], Result]) -> Result:
 def told_once(error: Exception) -> BaseException:
     """What to raise for an error that every process meets at the same step: itself where the process leads."""
     return error if leads() else SystemExit(_exit_status(error))
+
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """Run `main` and exit with its status.
+
+    One of several processes that fails ends at once: threads of torch that may still wait for another process would
+    abort an orderly end, with a line of their own ("terminate called …").
+    """
+    try:
+        status = main()
+    except SystemExit as stop:  # --help, or another process has said why
+        status = stop.code
+    if status and "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def lost_another(error: Exception) -> bool:

@@ -57,8 +57,11 @@ def _require_as_sealed(checkpoint: Path) -> None:
         raise CheckFailed(f"{checkpoint} was written at step {found.step}; name it checkpoint-{found.step} again")
 
 
-def require_same_run(start: Path, config: RunConfig, splits: Splits, allow_other_data: bool) -> None:
+def require_same_run(start: Path, config: RunConfig, splits: Splits, allow_other_data: bool) -> bool:
     """Refuse to continue `start` with another configuration or on other data; warn where dropout will differ.
+
+    Returns:
+        Whether the data are other ones than the checkpoint's, which `allow_other_data` lets pass.
 
     Raises:
         InputError: the message shows every field or fingerprint that differs, with both values.
@@ -85,17 +88,17 @@ def require_same_run(start: Path, config: RunConfig, splits: Splits, allow_other
             now,
             then,
         )
+    return here != there
 
 
-def describe_resumption(start: Path, splits: Splits) -> dict:
-    """For manifests and record: the checkpoint, the processes that wrote it, and whether any part of the run so far
-    saw other data, as `--allow-other-data` allows."""
-    manifest = read_manifest(start)
-    before = manifest.get("resumed_from", {}).get("other_data", False)
+def describe_resumption(start: Path, other_data: bool) -> dict:
+    """For manifests and record: the checkpoint, the processes that wrote it, and whether the run changed its data, here
+    (`other_data`) or when it was resumed before."""
+    before = read_manifest(start).get("resumed_from", {}).get("other_data", False)
     return {
         "checkpoint": relative_to_repository(start),
         "world_size": processes_of(start),
-        "other_data": before or splits.fingerprints() != manifest["data"]["sha256"],
+        "other_data": other_data or before,
     }
 
 

@@ -161,8 +161,8 @@ def _begin(config: RunConfig, output_dir: Path, where: tuple, allow_other_data: 
     start, splits = find_start(output_dir, *where), load_ag_news(config)
     if not start:
         return start, splits, {}
-    require_same_run(start, config, splits, allow_other_data)
-    return start, splits, {"resumed_from": describe_resumption(start, splits)}
+    other_data = require_same_run(start, config, splits, allow_other_data)
+    return start, splits, {"resumed_from": describe_resumption(start, other_data)}
 
 
 def _prepare(config: RunConfig, output_dir: Path, splits: Splits, resumed: dict, clock: records.Clock):
