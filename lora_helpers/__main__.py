@@ -35,11 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        place = error.filename or "writing"
-        print(
-            f"error: {place}: {error.strerror or error}; check that it is there and may be read or written",
-            file=sys.stderr,
-        )
+        place, reason = error.filename or "writing", error.strerror or error
+        print(f"error: {place}: {reason}; check that it is there and may be read or written", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":  # of several processes, which all are stopped, one says so
@@ -73,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("checkpoint", type=Path)
     evaluate.add_argument("--data", default="bundled", help="hub, bundled, or a folder that holds test.csv")
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there")
+    evaluate.add_argument("--json", type=_new_file, metavar="FILE", help="write the scores there")
 
     predict = _add(commands, "predict", _predict, "label texts, or a file of texts")
     predict.add_argument("checkpoint", type=Path)
@@ -90,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("checkpoint", type=Path)
 
     bench = _add(commands, "bench", _bench, "measure training and prediction beside what people use today")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write the record there")
+    bench.add_argument("--json", type=_new_file, metavar="FILE", help="write the record there")
 
     pretrain = _add(commands, "pretrain", _pretrain, "rebuild the bundled base model from AG News text")
     pretrain.add_argument("--output-dir", type=Path, help="default: checkpoints/runs/roberta-mini")
@@ -125,13 +122,8 @@ def _train(options) -> None:
     if options.resume and options.output_dir is None:
         raise InputError("--resume continues the run of a folder; name it with --output-dir")
     output_dir = options.output_dir or next_run_dir(config.profile)
-    record = train(
-        config,
-        output_dir,
-        resume=options.resume,
-        resume_from=options.resume_from,
-        allow_other_data=options.allow_other_data,
-    )
+    start = {name: getattr(options, name) for name in ("resume", "resume_from", "allow_other_data")}
+    record = train(config, output_dir, **start)
     last = validation_rows(record)[-1]
     if leads():
         print(f"{output_dir}: step {last['step']}, validation accuracy {last['eval_accuracy']:.4f}")
@@ -141,7 +133,6 @@ def _evaluate(options) -> None:
     from .data import load_split
     from .evaluation import evaluate_classifier
 
-    _require_new_json(options.json)
     if options.data not in ("hub", BUNDLED) and not Path(options.data).is_dir():
         raise InputError(f"--data is {options.data!r}, wanted hub, bundled or a folder with {options.split}.csv")
     dataset = AG_NEWS if options.data == "hub" else options.data
@@ -199,9 +190,11 @@ def _verify(options) -> None:
     print(f"{options.checkpoint}: whole; {checksums}, {found.tensors} tensors as they should be")
 
 
-def _require_new_json(path: Path | None) -> None:
-    if path and (path.exists() or not path.parent.is_dir()):
-        raise InputError(f"{path}: exists already, or its folder does not; name another file")
+def _new_file(text: str) -> Path:
+    path = Path(text)
+    if path.exists() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} exists already, or its folder does not; name another file")
+    return path
 
 
 def _bench(options) -> None:
@@ -210,7 +203,6 @@ def _bench(options) -> None:
     from .benchmark import run_benchmark
     from .environment import environment
 
-    _require_new_json(options.json)
     record = run_benchmark() | {"environment": environment()}
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

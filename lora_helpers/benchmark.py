@@ -16,7 +16,7 @@ import numpy as np
 
 from .benchmark_prediction import measure_prediction
 from .config import REPOSITORY, ROBERTA_MINI, RunConfig, get_profile
-from .environment import best_device, peak_memory_mib, reset_peak_memory
+from .environment import best_device, watch_peak_memory
 from .model import compute_first_token_alone
 from .workload import (
     BATCH,
@@ -75,12 +75,12 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
         for name, plan in plans.items():
             ours = name == "ours"
             set_base_dropout(model, config.base_dropout if ours else get_profile("original").base_dropout)
-            resets = reset_peak_memory()
+            peak = watch_peak_memory()
             with compute_first_token_alone(model.base_model.model) if ours else nullcontext():
                 taken = [step(make_inputs(batch, model)) for batch in (plan if turn else plan[:1])]
             if turn:
                 seconds[name].append(np.mean(taken))
-                peaks[name].append(max(peak_memory_mib().values()) if resets else None)
+                peaks[name].append(peak())
     return {
         name: _describe(plan, float(np.median(seconds[name])), lengths, _useful_weights(model))
         | {"peak_memory_mib": max(peaks[name]) if all(peaks[name]) else None}

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .config import REPOSITORY, ROBERTA_MINI, get_profile
-from .environment import best_device, peak_memory_mib, reset_peak_memory
+from .environment import best_device, watch_peak_memory
 from .inference import Classifier
 from .model import compute_first_token_alone
 from .workload import draw_lengths, draw_texts, make_model
@@ -60,14 +60,10 @@ def measure_stream(classifier: Classifier, rows: int, *, tokens: int = 7) -> dic
         texts = draw_texts(np.full(4096, tokens), classifier.tokenizer)
         with source.open("w", encoding="utf-8") as stream:
             stream.writelines(f"{texts[i % len(texts)].strip()}\n" for i in range(rows))
-        resets = reset_peak_memory()
+        peak = watch_peak_memory()
         began = time.perf_counter()
         count = classifier.predict_file(source, Path(folder) / "labels.csv", progress=False)
         seconds = time.perf_counter() - began
     if count != rows:
         raise RuntimeError(f"{count} labels for {rows} rows")
-    return {
-        "rows": rows,
-        "seconds": seconds,
-        "peak_memory_mib": peak_memory_mib().get("process") if resets else None,
-    }
+    return {"seconds": seconds, "peak_memory_mib": peak()}

@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .config import REPOSITORY
@@ -105,8 +106,9 @@ def peak_memory_mib() -> dict[str, float]:
     return peak | {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
 
 
-def reset_peak_memory() -> bool:
-    """Let `peak_memory_mib` begin anew; False where the system cannot (anything but Linux)."""
+def watch_peak_memory() -> Callable[[], float | None]:
+    """Let `peak_memory_mib` begin anew. What is returned gives the highest MiB since then, of process or GPU; None on a
+    system that cannot begin anew (anything but Linux)."""
     import torch
 
     if torch.cuda.is_available():
@@ -116,8 +118,8 @@ def reset_peak_memory() -> bool:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what was freed before counts as used
         Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the high-water mark of resident memory
     except (OSError, AttributeError):  # another system, another C library
-        return False
-    return True
+        return lambda: None
+    return lambda: max(peak_memory_mib().values())
 
 
 def _version(name: str) -> str | None:

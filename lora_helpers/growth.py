@@ -17,7 +17,7 @@ from .benchmark import make_step
 from .benchmark_prediction import measure_stream
 from .config import REPOSITORY, get_profile
 from .data import LABELS
-from .environment import peak_memory_mib, reset_peak_memory
+from .environment import watch_peak_memory
 from .inference import Classifier
 from .model import compute_first_token_alone
 from .workload import BATCH, Batch, base_shapes, draw_lengths, draw_texts, make_inputs, make_model
@@ -50,9 +50,9 @@ def _measure_step(*, tokens: int = 64, rank: int = 2) -> dict[str, float]:
     compute_first_token_alone(model.base_model.model)
     step, inputs = make_step(model, config), make_inputs(Batch(np.full(BATCH, tokens), tokens), model)
     step(inputs)
-    resets = reset_peak_memory()
+    peak = watch_peak_memory()
     seconds = float(np.median([step(inputs) for _ in range(2)]))
-    return {"seconds": seconds, "peak_memory_mib": max(peak_memory_mib().values()) if resets else None}
+    return {"seconds": seconds, "peak_memory_mib": peak()}
 
 
 def _measure_epoch(rows: int, tokenizer) -> dict[str, float]:
@@ -65,8 +65,8 @@ def _measure_epoch(rows: int, tokenizer) -> dict[str, float]:
         steps = -(-rows // BATCH)  # rounded up
         fields = {"validation_size": 400, "max_steps": steps, "eval_steps": steps, "save_steps": steps}
         config = get_profile("mini-agnews", dataset=folder, **fields)
-        resets = reset_peak_memory()
+        peak = watch_peak_memory()
         began = time.perf_counter()
         train(config, Path(folder) / "run")
         seconds = time.perf_counter() - began
-    return {"seconds": seconds, "peak_memory_mib": peak_memory_mib().get("process") if resets else None}
+    return {"seconds": seconds, "peak_memory_mib": peak()}
