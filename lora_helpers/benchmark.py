@@ -23,11 +23,12 @@ from .workload import (
     PIPELINES,
     SPECIAL,
     Batch,
+    Plan,
     base_shapes,
     draw_lengths,
-    make_batches,
     make_inputs,
     make_model,
+    plan_epoch,
     set_base_dropout,
 )  # fmt: skip
 
@@ -61,7 +62,7 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
     """The step of each pipeline, taking turns (A B C D, A B C D, …); the median of `rounds`, after one step each to warm up.
 
     Returns:
-        By pipeline: seconds_per_step, examples_per_second, real_tokens_per_second, padding (padded tokens over real
+        By pipeline: seconds_per_step, examples_per_second, real_tokens_per_second, padding (processed tokens over real
         ones), useful_gflops (for real tokens alone), peak_memory_mib (None where the system cannot reset it).
     """
     config = get_profile("full")
@@ -69,7 +70,7 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
     step = make_step(model, config)
     lengths = draw_lengths(DRAWN, longest=min(512, shape.max_position_embeddings - 2))
     # The batches of `original` are all about as wide, and one takes as long as ten of ours: one is enough.
-    plans = {name: make_batches(name, lengths, 1 if name == "original" else batches) for name in PIPELINES}
+    plans = {name: plan_epoch(name, lengths, 1 if name == "original" else batches) for name in PIPELINES}
     seconds, peaks = {name: [] for name in plans}, {name: [] for name in plans}
     for turn in range(rounds + 1):
         for name, plan in plans.items():
@@ -77,12 +78,12 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
             set_base_dropout(model, config.base_dropout if ours else get_profile("original").base_dropout)
             peak = watch_peak_memory()
             with compute_first_token_alone(model.base_model.model) if ours else nullcontext():
-                taken = [step(make_inputs(batch, model)) for batch in (plan if turn else plan[:1])]
+                taken = [step(make_inputs(batch, model)) for batch in plan.batches[: None if turn else 1]]
             if turn:
                 seconds[name].append(np.mean(taken))
                 peaks[name].append(peak())
     return {
-        name: _describe(plan, float(np.median(seconds[name])), lengths, _useful_weights(model))
+        name: _describe(plan, float(np.median(seconds[name])), _useful_weights(model))
         | {"peak_memory_mib": max(peaks[name]) if all(peaks[name]) else None}
         for name, plan in plans.items()
     }
@@ -187,15 +188,15 @@ def _make_timed_trainer(shape, folder: Path, steps: int):
     return trainer, timer
 
 
-def _describe(plan: list[Batch], seconds: float, lengths: np.ndarray, weights: int) -> dict:
-    real = sum(int(batch.lengths.sum()) for batch in plan) / len(plan)
-    padded = sum(len(batch.lengths) * batch.width for batch in plan) / len(plan)
+def _describe(plan: Plan, seconds: float, weights: int) -> dict:
+    processed = np.mean([len(batch.lengths) * batch.width for batch in plan.batches])
+    examples = float(processed) / plan.width / seconds  # time follows the tokens processed, padding included
     return {
         "seconds_per_step": seconds,
-        "examples_per_second": real / seconds / float(lengths.mean()),  # a few batches are never an epoch to the token
-        "real_tokens_per_second": real / seconds,
-        "padding": padded / real,
-        "useful_gflops": FLOP_A_WEIGHT * weights * real / seconds / 1e9,
+        "examples_per_second": examples,
+        "real_tokens_per_second": examples * plan.length,
+        "padding": plan.width / plan.length,
+        "useful_gflops": FLOP_A_WEIGHT * weights * examples * plan.length / 1e9,
     }
 
 

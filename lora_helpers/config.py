@@ -41,7 +41,7 @@ class RunConfig:
 
     base_model: str = ROBERTA_BASE  # Hub name, or a folder (relative to here or to the repository)
     base_revision: str | None = ROBERTA_BASE_REVISION  # commit on the Hub; None for a folder
-    base_dropout: float = 0.1  # probability, hidden states and attention of the frozen base
+    base_dropout: float = 0.1  # probability; hidden states, attention and, as RoBERTa ties it to them, the head
     random_base: bool = False  # True: same shape, random weights (a negative control, never a model to use)
 
     dataset: str = AG_NEWS  # Hub name, a folder with train.csv and test.csv, or "bundled"

@@ -81,25 +81,21 @@ def rebuild_base() -> None:
     _replace(target, fresh)
 
 
-def repeat_seeds(profile: str) -> dict:
+def repeat_seeds(profile: str, **fields) -> dict:
     """The profile with each of `SEEDS`: test and validation accuracy, mean and standard deviation (n - 1)."""
     rows = []
     for seed in SEEDS:
-        if seed == get_profile(profile).seed and (CHECKPOINTS / profile).is_dir():  # the committed run is this one
+        config = get_profile(profile, seed=seed, **fields)
+        if config == get_profile(profile) and (CHECKPOINTS / profile).is_dir():  # the committed run is this one
             record = read_record(CHECKPOINTS / profile)
             rows.append(_seed_row(seed, record, record["test"]))
         else:
-            rows.append(_throw_away(get_profile(profile, seed=seed)))
+            rows.append(_throw_away(config))
     return {"runs": rows} | {
         f"{split}_{name}": float(function([row[f"{split}_accuracy"] for row in rows]))
         for split in ("test", "validation")
         for name, function in (("mean", np.mean), ("std", lambda values: np.std(values, ddof=1)))
     }
-
-
-def shuffled_labels() -> dict:
-    """Negative control: the mini profile with its training labels permuted, once."""
-    return _throw_away(get_profile("mini", shuffled_labels=True))
 
 
 def head_only() -> dict:
@@ -194,7 +190,7 @@ PARTS = {
     "mini-agnews": lambda: rerun("mini-agnews"),
     "mini-seeds": lambda: repeat_seeds("mini"),
     "mini-agnews-seeds": lambda: repeat_seeds("mini-agnews"),
-    "shuffled-labels": shuffled_labels,
+    "shuffled-labels": lambda: repeat_seeds("mini", shuffled_labels=True),  # negative control, a permutation a seed
     "random-base": random_base,
     "head-only": head_only,
     "baselines": baselines,

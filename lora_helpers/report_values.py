@@ -19,12 +19,12 @@ def collect_values() -> dict[str, str]:
         values |= _run_values(profile, read_record(CHECKPOINTS / profile))
         seeds = evidence.get(f"{profile}-seeds")
         if seeds:
-            values[f"{profile}-seeds"] = f"{seeds['test_mean']:.4f} ± {seeds['test_std']:.4f}"
+            values[f"{profile}-seeds"] = _mean_and_std(seeds)
             values[f"{profile}-seeds-count"] = str(len(seeds["runs"]))
         baseline = evidence["baselines"][profile]
         values[f"{profile}-baseline"] = f"{baseline['accuracy']:.4f}"
         values[f"{profile}-baseline-model"] = baseline["model"]
-    values["shuffled-labels"] = f"{evidence['shuffled-labels']['test_accuracy']:.4f}"
+    values["shuffled-labels"] = _mean_and_std(evidence["shuffled-labels"])
     values["head-only"] = f"{evidence['head-only']['validation_accuracy']:.4f}"
     values["random-base"] = f"{evidence['random-base']['validation_accuracy']:.4f}"
     values["transfer"] = f"{evidence['transfer']['accuracy']:.4f}"
@@ -40,6 +40,10 @@ def collect_values() -> dict[str, str]:
         values["notebook-memory"] = f"{notebook['peak_memory_mib'] / 1024:.1f}"
     benchmarks = _benchmark_values(evidence["bench"]) | _growth_values(evidence["growth"])
     return values | _base_values() | benchmarks | _ablation_values(evidence["ablations"]) | _reliability_values()
+
+
+def _mean_and_std(seeds: dict) -> str:
+    return f"{seeds['test_mean']:.4f} ± {seeds['test_std']:.4f}"
 
 
 def _run_values(profile: str, record: dict) -> dict[str, str]:
@@ -113,6 +117,7 @@ def _benchmark_values(bench: dict) -> dict[str, str]:
             f"bench-{name}-gflops": f"{row['useful_gflops']:.0f}",
             f"bench-{name}-memory": _gib(row["peak_memory_mib"]),
         }
+    values["predict-texts"] = str(bench["prediction"]["roberta-base"]["ours"]["rows"])
     for model, ways in bench["prediction"].items():
         values |= {f"predict-{model}-{name}": f"{way['rows_per_second']:.1f}" for name, way in ways.items()}
     return values
@@ -134,7 +139,7 @@ def _growth_values(growth: dict) -> dict[str, str]:
 
 def _ablation_values(ablations: dict) -> dict[str, str]:
     """Accuracies in %, differences (ours minus the variant) in points."""
-    values = {"ablation-seeds": str(len(ablations["seeds"])), "ablation-steps": f"{ablations['steps']:,}"}
+    values = {"ablation-seeds": str(len(ablations["seeds"]))}
     for name, variant in ablations["variants"].items():
         values[f"ablation-{name}"] = f"{100 * variant['mean']:.2f} ± {100 * variant['std']:.2f}"
         if "difference" in variant:

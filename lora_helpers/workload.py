@@ -33,6 +33,15 @@ class Batch:
     width: int  # tokens a row, padding included
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A few batches that stand for an epoch, and what they are too few to show: the epoch's means a row."""
+
+    batches: list[Batch]
+    length: float  # real tokens
+    width: float  # tokens, padding included
+
+
 def draw_lengths(count: int, *, longest: int = 512, seed: int = 0) -> np.ndarray:
     """Tokens of `count` rows, <int64>[count], special ones included, drawn as AG News has them and cut at `longest`."""
     counts = json.loads(LENGTHS.read_text())
@@ -40,8 +49,8 @@ def draw_lengths(count: int, *, longest: int = 512, seed: int = 0) -> np.ndarray
     return np.minimum(np.random.default_rng(seed).choice(tokens, size=count, p=rows / rows.sum()), longest)
 
 
-def make_batches(pipeline: str, lengths: np.ndarray, count: int) -> list[Batch]:
-    """`count` batches that stand for an epoch: the epoch in `count` equal parts by width, and the middle one of each.
+def plan_epoch(pipeline: str, lengths: np.ndarray, count: int) -> Plan:
+    """`count` batches of an epoch: its batches in `count` equal parts by width, and the middle one of each.
 
     `original` pads blocks of 1,000 rows in file order, then draws at random from all of them, so that a batch is as
     wide as the widest of its 16 blocks; `trainer-default` pads random batches to their longest row; `pad-128` pads
@@ -58,7 +67,8 @@ def make_batches(pipeline: str, lengths: np.ndarray, count: int) -> list[Batch]:
     if pipeline == "pad-128":
         widths = np.full(len(rows), 128)
     middles = ((np.arange(count) + 0.5) * len(rows) / count).astype(int)
-    return [Batch(real[i], int(widths[i])) for i in np.argsort(widths, kind="stable")[middles]]
+    batches = [Batch(real[i], int(widths[i])) for i in np.argsort(widths, kind="stable")[middles]]
+    return Plan(batches, length=float(real.mean()), width=float(widths.mean()))
 
 
 def make_inputs(batch: Batch, model) -> dict:
@@ -101,7 +111,7 @@ def base_shapes() -> dict:
 
 
 def set_base_dropout(model, probability: float) -> None:
-    """Dropout of hidden states and attention; LoRA's own stays as it is."""
+    """Dropout of hidden states, attention and head, as `RunConfig.base_dropout` sets it; LoRA's own stays as it is."""
     import torch
 
     for name, module in model.named_modules():

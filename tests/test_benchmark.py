@@ -9,7 +9,7 @@ from lora_helpers import growth
 from lora_helpers.ablations import compare
 from lora_helpers.benchmark import run_benchmark
 from lora_helpers.benchmark_figures import SERIES, draw_benchmark_figures
-from lora_helpers.workload import PIPELINES, draw_lengths, draw_texts, make_batches, make_inputs, make_model
+from lora_helpers.workload import PIPELINES, draw_lengths, draw_texts, make_inputs, make_model, plan_epoch
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +79,19 @@ def test_the_lengths_are_those_of_ag_news(ag_news_dir):
 def test_each_pipeline_pads_as_it_is_known_to():
     """329 tokens an example for the course notebook, 94 for random batches, both measured on the real rows."""
     lengths = draw_lengths(79_000)
-    widths = {name: np.mean([batch.width for batch in make_batches(name, lengths, 50)]) for name in PIPELINES}
+    plans = {name: plan_epoch(name, lengths, 50) for name in PIPELINES}
+    widths = {name: plan.width for name, plan in plans.items()}
     assert widths["original"] == pytest.approx(329, rel=0.05)
     assert widths["trainer-default"] == pytest.approx(94, rel=0.05)
     assert widths["pad-128"] == 128
-    assert widths["ours"] < 1.05 * lengths.mean()
+    assert widths["ours"] < 1.1 * lengths.mean()
+    for plan in plans.values():  # the few batches stand for the epoch
+        assert np.mean([batch.width for batch in plan.batches]) == pytest.approx(plan.width, rel=0.02)
 
 
 def test_inputs_have_the_shape_of_their_batch(tiny_shape, tiny_config):
     model = make_model(tiny_shape, tiny_config)
-    batch = make_batches("trainer-default", draw_lengths(160, longest=60), 1)[0]
+    batch = plan_epoch("trainer-default", draw_lengths(160, longest=60), 1).batches[0]
     inputs = make_inputs(batch, model)
     assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (16, batch.width)
     assert inputs["attention_mask"].sum(dim=1).tolist() == batch.lengths.tolist()
