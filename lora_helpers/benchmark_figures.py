@@ -46,7 +46,7 @@ def draw_throughput(record: dict) -> Figure:
     ceiling = record["ceiling_gflops"]
     right.axvline(ceiling, color=ORANGE, ls="--", label=f"matrix product alone: {ceiling:.0f}")
     right.set(xlabel="GFLOP/s of use to the answer", title="Useful work", xlim=(0, 1.15 * ceiling), yticks=[])
-    right.legend(loc="upper right", fontsize=9)
+    right.legend(loc="upper right", bbox_to_anchor=(0.86, 1), fontsize=9)  # left of the line
     for axes in (left, right):
         axes.invert_yaxis()
     return figure
