@@ -27,6 +27,7 @@ def make_arguments(config: RunConfig, output_dir: Path):
     Raises:
         InputError: the processes cannot share a batch evenly, or the tracker is not to be had.
     """
+    import torch
     from transformers import TrainingArguments
 
     from .callbacks import require_tracker
@@ -56,6 +57,9 @@ def make_arguments(config: RunConfig, output_dir: Path):
     )
     if arguments.n_gpu > 1:  # without a launcher the Trainer would feed each GPU a batch of its own: 16 would be 32
         arguments._n_gpu = 1
+    arguments.mixed_precision = "bf16" if arguments.bf16 else "no"  # and not what accelerate's configuration says
+    if torch.cuda.is_available():  # not by the argument `tf32`: transformers heeds it once a process
+        torch.backends.fp32_precision = "tf32" if arguments.bf16 else "ieee"
     return arguments
 
 
@@ -92,7 +96,6 @@ def _device_choices(config: RunConfig) -> dict:
     mixed = config.mixed_precision and torch.cuda.is_bf16_supported(including_emulation=False)
     return {
         "bf16": mixed,  # autocast; the weights stay float32
-        "tf32": mixed,  # False and not None: a run before this one may have switched it on
         # No activation is kept for a backward pass, and bf16 halves the bytes; float32 keeps what the profile says.
         "per_device_eval_batch_size": config.eval_batch_size * (4 if mixed else 1),
         "dataloader_pin_memory": True,

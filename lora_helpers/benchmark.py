@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .arguments import restored_precision
 from .benchmark_prediction import measure_prediction
 from .config import REPOSITORY, ROBERTA_MINI, RunConfig, get_profile
 from .environment import best_device, watch_peak_memory
@@ -96,7 +97,7 @@ def measure_trainer(shape, *, steps: int) -> dict[str, float]:
         steps (two more warm up), bare_seconds and trainer_seconds (medians of a step), and overhead: what the Trainer
         adds, the median over steps as a share of the bare step.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with restored_precision(), tempfile.TemporaryDirectory() as folder:
         trainer, timer = _make_timed_trainer(shape, Path(folder), steps + 2)
         trainer.train()
     inside, bare = np.array(timer.inside[2:]), np.array(timer.bare[2:])
@@ -156,6 +157,7 @@ def run_benchmark(
 
 def _make_timed_trainer(shape, folder: Path, steps: int):
     """The Trainer on random rows, and its callback that takes the time of its steps and of bare ones between them."""
+    import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
 
@@ -177,6 +179,8 @@ def _make_timed_trainer(shape, folder: Path, steps: int):
             self.inside, self.bare, self.began = [], [], time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self.inside.append(time.perf_counter() - self.began)
             control.should_training_stop = state.global_step == steps  # before the last step's evaluation
             of_batch = lengths[batches[state.global_step - 1]]

@@ -107,19 +107,20 @@ def peak_memory_mib() -> dict[str, float]:
 
 
 def watch_peak_memory() -> Callable[[], float | None]:
-    """Let `peak_memory_mib` begin anew. What is returned gives the highest MiB since then, of process or GPU; None on a
-    system that cannot begin anew (anything but Linux)."""
+    """Let `peak_memory_mib` begin anew. What is returned gives the highest MiB since then, of the GPU where there is one,
+    else of the process; None on a system that cannot begin anew (anything but Linux)."""
     import torch
 
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    gc.collect()
+        return lambda: peak_memory_mib()["gpu"]
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what was freed before counts as used
         Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the high-water mark of resident memory
     except (OSError, AttributeError):  # another system, another C library
         return lambda: None
-    return lambda: max(peak_memory_mib().values())
+    return lambda: peak_memory_mib()["process"]
 
 
 def _version(name: str) -> str | None:

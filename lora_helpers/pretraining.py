@@ -213,6 +213,8 @@ def _make_trainer(config: PretrainingConfig, work_dir: Path, model, rows, valida
         train_dataset=rows,
         eval_dataset=validation,
     )
+    if trainer.args.n_gpu > 1:  # without a launcher the Trainer would wrap the model, whose parts the losses use
+        trainer.args._n_gpu = 1
     trainer.batches, trainer.tokens = batches, np.cumsum(list(_tokens_by_step(batches, config.max_steps)))
     trainer.idf = torch.from_numpy(idf).to(trainer.args.device)
     trainer.sums, trainer.lap = {}, time.monotonic()
