@@ -55,12 +55,17 @@ def make_arguments(config: RunConfig, output_dir: Path):
         ddp_find_unused_parameters=False,  # every trainable weight has a gradient at every step
         **_device_choices(config),
     )
-    if arguments.n_gpu > 1:  # without a launcher the Trainer would feed each GPU a batch of its own: 16 would be 32
-        arguments._n_gpu = 1
+    keep_to_one_gpu(arguments)
     arguments.mixed_precision = "bf16" if arguments.bf16 else "no"  # and not what accelerate's configuration says
     if torch.cuda.is_available():  # not by the argument `tf32`: transformers heeds it once a process
         torch.backends.fp32_precision = "tf32" if arguments.bf16 else "ieee"
     return arguments
+
+
+def keep_to_one_gpu(arguments) -> None:
+    """Without a launcher the Trainer would wrap the model and feed each GPU a batch of its own: 16 would be 32."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
 
 
 def padding_multiple() -> int | None:

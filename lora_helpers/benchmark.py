@@ -77,7 +77,7 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
         for name, plan in plans.items():
             ours = name == "ours"
             set_base_dropout(model, config.base_dropout if ours else get_profile("original").base_dropout)
-            peak = watch_peak_memory()
+            peak = watch_peak_memory(gpu=True)
             with compute_first_token_alone(model.base_model.model) if ours else nullcontext():
                 taken = [step(make_inputs(batch, model)) for batch in plan.batches[: None if turn else 1]]
             if turn:
@@ -179,8 +179,8 @@ def _make_timed_trainer(shape, folder: Path, steps: int):
             self.inside, self.bare, self.began = [], [], time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
             self.inside.append(time.perf_counter() - self.began)
             control.should_training_stop = state.global_step == steps  # before the last step's evaluation
             of_batch = lengths[batches[state.global_step - 1]]

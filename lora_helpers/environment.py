@@ -106,13 +106,13 @@ def peak_memory_mib() -> dict[str, float]:
     return peak | {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
 
 
-def watch_peak_memory() -> Callable[[], float | None]:
-    """Let `peak_memory_mib` begin anew. What is returned gives the highest MiB since then, of the GPU where there is one,
-    else of the process; None on a system that cannot begin anew (anything but Linux)."""
+def watch_peak_memory(*, gpu: bool = False) -> Callable[[], float | None]:
+    """Let `peak_memory_mib` begin anew. What is returned gives the process's highest MiB since then, or None on a system
+    that cannot begin anew (anything but Linux); with `gpu` the GPU's, where there is one."""
     import torch
 
     gc.collect()
-    if torch.cuda.is_available():
+    if gpu and torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return lambda: peak_memory_mib()["gpu"]
     try:

@@ -50,7 +50,7 @@ def _measure_step(*, tokens: int = 64, rank: int = 2) -> dict[str, float]:
     compute_first_token_alone(model.base_model.model)
     step, inputs = make_step(model, config), make_inputs(Batch(np.full(BATCH, tokens), tokens), model)
     step(inputs)
-    peak = watch_peak_memory()
+    peak = watch_peak_memory(gpu=True)
     seconds = float(np.median([step(inputs) for _ in range(2)]))
     return {"seconds": seconds, "peak_memory_mib": peak()}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .arguments import keep_to_one_gpu
 from .batching import TokenBudgetBatches, batches_by_tokens
 from .config import get_profile
 from .data import fingerprint, load_ag_news
@@ -213,8 +214,7 @@ def _make_trainer(config: PretrainingConfig, work_dir: Path, model, rows, valida
         train_dataset=rows,
         eval_dataset=validation,
     )
-    if trainer.args.n_gpu > 1:  # without a launcher the Trainer would wrap the model, whose parts the losses use
-        trainer.args._n_gpu = 1
+    keep_to_one_gpu(trainer.args)
     trainer.batches, trainer.tokens = batches, np.cumsum(list(_tokens_by_step(batches, config.max_steps)))
     trainer.idf = torch.from_numpy(idf).to(trainer.args.device)
     trainer.sums, trainer.lap = {}, time.monotonic()

@@ -170,7 +170,7 @@ def test_the_evidence_supports_the_claims():
     agnews = read_record(CHECKPOINTS / "mini-agnews")
     assert agnews["test"]["accuracy"] >= 0.90 and agnews["test"]["examples"] == 7600
     assert evidence["mini-seeds"]["test_mean"] >= 0.85
-    assert evidence["shuffled-labels"]["test_mean"] < 0.40
+    assert all(run["test_accuracy"] < 0.40 for run in evidence["shuffled-labels"]["runs"])
     last = agnews["checkpoints"]["2400"]["validation_accuracy"]
     assert last - evidence["random-base"]["validation_accuracy"] >= 0.10
     assert evidence["transfer"]["accuracy"] >= 0.75
