@@ -69,7 +69,8 @@ def test_killed_runs_end_with_the_same_bits(tiny_config, tmp_path):
     kills = drill.drill(tiny_config, tmp_path, places)
     found = drill.summary(kills)
     assert found["kills"] == 4 and found["mismatches"] == 0, found
-    assert found["places"]["writing"] >= 1 and found["places"]["evaluation"] == 1
+    aimed = drill.summary(kills[1:])["places"]  # the first fell at any moment, in an evaluation too if it so happened
+    assert found["places"]["writing"] >= 1 and aimed["evaluation"] == 1
     assert drill.fingerprint(tmp_path / "reference") != drill.fingerprint(_another_seed(tiny_config, tmp_path))
 
 
