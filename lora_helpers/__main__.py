@@ -13,9 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import quiet
-from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, REPOSITORY, RunConfig, get_profile, parse_field
+from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, RunConfig, get_profile, parse_field
 from .errors import CheckFailed, InputError, nearest
-from .pretraining import PretrainingConfig
+from .files.places import REPOSITORY
+from .pretraining.config import PretrainingConfig
 from .processes import run_program
 
 
@@ -116,7 +117,7 @@ def _flag(name: str) -> str:
 def _train(options) -> None:
     from .processes import leads
     from .records import validation_rows
-    from .training import next_run_dir, train
+    from .training.run import next_run_dir, train
 
     config = get_profile(options.profile, **_given_fields(options, RunConfig))
     if options.resume and options.output_dir is None:
@@ -131,7 +132,7 @@ def _train(options) -> None:
 
 def _evaluate(options) -> None:
     from .data import load_split
-    from .evaluation import evaluate_classifier
+    from .inference import evaluate_classifier
 
     if options.data not in ("hub", BUNDLED) and not Path(options.data).is_dir():
         raise InputError(f"--data is {options.data!r}, wanted hub, bundled or a folder with {options.split}.csv")
@@ -174,7 +175,7 @@ def _show_notices(verification) -> None:
 
 
 def _figures(options) -> None:
-    from .evidence import draw
+    from .evidence.rebuild import draw
     from .figures import draw_figures
 
     for path in draw_figures(options.run_dirs, options.output_dir) if options.run_dirs else draw(options.output_dir):
@@ -200,8 +201,8 @@ def _new_file(text: str) -> Path:
 def _bench(options) -> None:
     import pandas as pd
 
-    from .benchmark import run_benchmark
     from .environment import environment
+    from .evidence.training_speed import run_benchmark
 
     record = run_benchmark() | {"environment": environment()}
     if options.json:
@@ -214,8 +215,8 @@ def _bench(options) -> None:
 
 
 def _pretrain(options) -> None:
-    from .pretraining import pretrain
-    from .training import RUNS
+    from .files.places import RUNS
+    from .pretraining.run import pretrain
 
     output_dir = options.output_dir or RUNS / "roberta-mini"
     record = pretrain(PretrainingConfig(**_given_fields(options, PretrainingConfig)), output_dir, resume=options.resume)
@@ -230,14 +231,14 @@ def _given_fields(options, config) -> dict:
 
 
 def _report(options) -> None:
-    from .report import update_documents
+    from .evidence.report import update_documents
 
     for path in update_documents(check=options.check):
         print(f"{path}: numbers written")
 
 
 def _evidence(options) -> None:
-    from .evidence import rebuild
+    from .evidence.rebuild import rebuild
 
     rebuild(options.parts)
 

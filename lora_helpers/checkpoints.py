@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bases import base_folder
-from .config import REPOSITORY, ROBERTA_BASE, ROBERTA_BASE_REVISION
-from .documents import PICKLES
+from .config import ROBERTA_BASE, ROBERTA_BASE_REVISION
 from .errors import CheckFailed, InputError, first_line
-from .manifests import MANIFEST, hash_file, read_manifest
+from .files.documents import PICKLES
+from .files.hub import base_folder
+from .files.manifests import MANIFEST, hash_file, read_manifest
 from .model import base_identity, how_to_restore, load_base, longest_input
 
 if TYPE_CHECKING:
@@ -220,9 +220,3 @@ def _verify_weights(folder: Path, model: PeftModel, weights: dict, new_weights: 
     untrained = [name for name, t in weights.items() if "lora_B" in name and not t.any()]
     if untrained:
         notices.append(f"lora_B is all zero in {len(untrained)} layers: these adapters were never trained")
-
-
-def relative_to_repository(path: Path) -> str:
-    """A path for a record: relative to the repository where it lies inside it, else its last part alone."""
-    path = path.resolve()
-    return path.relative_to(REPOSITORY).as_posix() if path.is_relative_to(REPOSITORY) else path.name

@@ -5,25 +5,16 @@ Everything else takes a `RunConfig`; nothing here loads torch, so errors in a co
 
 from __future__ import annotations
 
-import os
 import typing
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 
 from .errors import InputError, nearest
 from .field_checks import out_of_range, wrong_types
+from .files.places import AG_NEWS, BUNDLED, ROBERTA_BASE, ROBERTA_MINI, is_folder_name, portable_name
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-
-ROBERTA_BASE = "FacebookAI/roberta-base"
 ROBERTA_BASE_REVISION = "e2da8e2f811d1448a5b465c236feacd80ffbac7b"
-AG_NEWS = "fancyzhx/ag_news"
 AG_NEWS_REVISION = "eb185aade064a813bc0b7f42de02595523103ca4"
-ROBERTA_MINI = "checkpoints/roberta-mini"  # relative to the repository
-BUNDLED = "bundled"  # the corpus in lora_helpers/mini_news/
-
-# Variables that may name a folder to take the place of what the Hub calls so.
-STAND_INS = {ROBERTA_BASE: "ROBERTA_BASE_DIR", AG_NEWS: "AG_NEWS_DIR"}
+LABELS = ("World", "Sports", "Business", "Sci/Tech")  # label 0-3; the CSV files say 1-4
 
 # Fields that change how a run is watched, not what it computes: a resumed run may differ in them.
 WATCHING_FIELDS = frozenset({"report_to", "eval_batch_size"})
@@ -154,45 +145,6 @@ def _at_odds(config: RunConfig) -> list[str]:
     return problems
 
 
-def is_folder_name(name: str) -> bool:
-    """Whether `name` means a folder and not something on the Hub; the folder itself may still be missing."""
-    return name.startswith(("checkpoints/", ".", "/", "~")) or find_folder(name) is not None
-
-
-def find_folder(name: str) -> Path | None:
-    """The folder called `name`, seen from the working folder or from the repository; None if there is none."""
-    for candidate in (os.path.expanduser(name), REPOSITORY / name):
-        if os.path.isdir(candidate):  # False, never an error, for a name that no folder can have
-            return Path(candidate).resolve()
-    return None
-
-
-def local_folder(name: str, wanted: str) -> Path | None:
-    """The folder that the name of a base model or data set means here, None if it is a name on the Hub.
-
-    AG_NEWS_DIR and ROBERTA_BASE_DIR stand in for what they are called after. `wanted`: what the folder should hold.
-    """
-    variable = STAND_INS.get(name)
-    if variable and os.environ.get(variable):
-        folder = Path(os.environ[variable])
-        if not folder.is_dir():
-            raise InputError(f"{variable} is {str(folder)!r}, which is no folder; give one with {wanted}")
-        return folder
-    folder = find_folder(name)
-    if folder is None and is_folder_name(name):
-        raise InputError(f"folder {name!r} is missing; give one with {wanted}")
-    return folder
-
-
-def portable_name(name: str) -> str:
-    """A folder's path from the repository, which tells nothing above the folder that holds both; else the name itself."""
-    folder = None if name == BUNDLED else find_folder(name)
-    try:
-        return os.path.relpath(folder, REPOSITORY).replace(os.sep, "/") if folder else name
-    except ValueError:  # another drive of a Windows machine
-        return folder.name
-
-
 _MINI = RunConfig(
     profile="mini",
     base_model=ROBERTA_MINI,
@@ -230,8 +182,8 @@ PROFILES = {
     # The published course recipe, number by number (the defaults above).
     "original": RunConfig(),
     # The same trainable parameters and steps with our recipe.
-    "full": RunConfig(
-        profile="full",
+    "roberta-base": RunConfig(
+        profile="roberta-base",
         base_dropout=0.0,
         validation_size=2000,
         stratified=True,

@@ -7,24 +7,22 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .config import AG_NEWS, BUNDLED, RunConfig, local_folder
-from .documents import csv_rows, numbered, parquet_rows
+from .config import AG_NEWS, BUNDLED, LABELS, RunConfig
 from .errors import InputError, first_line
+from .files.documents import csv_rows, numbered, parquet_rows
+from .files.hub import cached_repository, download
+from .files.places import MINI_NEWS, local_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LABELS = ("World", "Sports", "Business", "Sci/Tech")  # label 0-3; the CSV files say 1-4
 HUB_ROWS = {"train": 120_000, "test": 7_600}  # Zhang, Zhao, LeCun (NeurIPS 2015), table 1
-MINI_NEWS = Path(__file__).parent / "mini_news"
 
 
 @dataclass(frozen=True)
@@ -71,31 +69,6 @@ def load_split(dataset: str, split: str, revision: str | None = None) -> Dataset
     if not files:
         raise InputError(f"{folder}: found no {split}.csv and no {split}*.parquet; put the file there")
     return _read_files(files)
-
-
-def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: str, instead: str) -> Path:
-    """The folder in the Hub's cache with all files of `name` at commit `revision` that match one of `patterns`.
-
-    Nothing else of the repository is fetched. With every file in the cache, or HF_HUB_OFFLINE, nothing is asked.
-    `kind` is "model" or "dataset"; `instead` says what to do without the Hub.
-
-    Raises:
-        InputError: the Hub is out of reach, broke off or knows no such commit, and the cache lacks a file.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError  # of the HTTP library that huggingface_hub uses; not an OSError
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries would be two lines more
-    try:
-        return Path(snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=list(patterns)))
-    except (OSError, ValueError, HTTPError) as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{kind} {name} at {revision} could not be loaded ({reason}); {instead}") from error
-
-
-def cached_repository(snapshot: Path) -> Path:
-    """What to delete so that a `download` that gave `snapshot` fetches again: the Hub's cache of the repository."""
-    return snapshot.parent.parent
 
 
 def describe_source(dataset: str, revision: str | None) -> str:

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .config import REPOSITORY
 from .errors import InputError
+from .files.places import REPOSITORY
 
 LIBRARIES = (
     *("transformers", "datasets", "evaluate", "accelerate", "peft", "torch"),
@@ -82,7 +82,7 @@ def stamp() -> str:
     if facts["other_than_pins"]:
         lines.append("Other than the pins: " + ", ".join(facts["other_than_pins"]))
     if not facts["device"].startswith("CPU"):
-        lines.append('A GPU is present: PROFILE = "full" trains roberta-base on it.')
+        lines.append('A GPU is present: PROFILE = "roberta-base" trains roberta-base on it.')
     return "\n".join(lines)
 
 

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .data import LABELS
+from .config import LABELS
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from .inference import Classifier
+    pass
 
 BINS = 15  # of the reliability diagram; Guo et al. (ICML 2017), section 2
 
@@ -95,14 +93,6 @@ def calibration(probabilities: np.ndarray, references: np.ndarray) -> dict:
     ]
     error = sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(references)
     return {"ece": float(error), "bins": bins}
-
-
-def evaluate_classifier(classifier: Classifier, rows: Dataset) -> dict:
-    """Every score of `scores`, and `calibration`, of a classifier on labelled rows (`text`, `label`)."""
-    probabilities = classifier.predict_probabilities(rows["text"][:])
-    references = np.array(rows["label"][:])
-    result = metric().compute(predictions=probabilities.argmax(axis=1), references=references)
-    return result | {"calibration": calibration(probabilities, references)}
 
 
 def trainer_metrics(prediction) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .data import LABELS
+from .config import LABELS
 from .records import read_record, training_rows, validation_rows
 
 if TYPE_CHECKING:

@@ -19,15 +19,17 @@ import numpy as np
 
 from .batching import batches_by_tokens, pad
 from .checkpoints import Verification, load_checkpoint
-from .data import LABELS
-from .documents import read_texts
+from .config import LABELS
 from .environment import best_device
 from .errors import InputError, first_line
+from .evaluation import calibration, metric
 from .field_checks import shown
+from .files.documents import read_texts
 from .model import longest_input
 
 if TYPE_CHECKING:
     import pandas as pd
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +148,14 @@ class Classifier:
                 logits = self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}).logits
                 results[batch] = logits.float().softmax(dim=-1).cpu().numpy()
         return results
+
+
+def evaluate_classifier(classifier: Classifier, rows: Dataset) -> dict:
+    """Every score of `scores`, and `calibration`, of a classifier on labelled rows (`text`, `label`)."""
+    probabilities = classifier.predict_probabilities(rows["text"][:])
+    references = np.array(rows["label"][:])
+    result = metric().compute(predictions=probabilities.argmax(axis=1), references=references)
+    return result | {"calibration": calibration(probabilities, references)}
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .bases import base_files, how_to_restore
-from .bases import base_identity as base_identity  # belongs to what this module offers
-from .config import ROBERTA_BASE, RunConfig, portable_name
-from .data import LABELS
+from .config import LABELS, ROBERTA_BASE, RunConfig
 from .errors import InputError, first_line
+from .files.hub import base_files, how_to_restore
+from .files.hub import base_identity as base_identity
+from .files.places import portable_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,9 +73,11 @@ def load_base(
     folder = base_files(name, revision)
     disable_progress_bar()  # a download deserves a bar, reading a local file does not
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         labels = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
-        shape = AutoConfig.from_pretrained(folder, local_files_only=True, num_labels=len(LABELS), **labels)
+        shape = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, num_labels=len(LABELS), **labels
+        )
         for field in DROPOUT_FIELDS:
             if dropout is not None and hasattr(shape, field):
                 setattr(shape, field, dropout)
@@ -84,8 +86,8 @@ def load_base(
             missing = [n for n, _ in model.named_parameters() if not n.startswith(model.base_model_prefix)]
         else:
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True, config=shape, dtype=torch.float32, use_safetensors=True,
-                output_loading_info=True,
+                folder, local_files_only=True, trust_remote_code=False, config=shape, dtype=torch.float32,
+                use_safetensors=True, output_loading_info=True,
             )  # fmt: skip
             missing = sorted(info["missing_keys"])
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # no weights, damaged, another shape
@@ -180,6 +182,30 @@ def parameter_table(model: PeftModel) -> pd.DataFrame:
     table = pd.DataFrame({"parameters": rows})
     table["% of all"] = (100 * table["parameters"] / counts["total"]).round(4)
     return table
+
+
+def lora_norms(model) -> dict[str, float]:
+    """Frobenius norm of the update (alpha / r) B A of every adapted layer, by the layer's name."""
+    norms = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and "default" in module.lora_A:
+            update = module.lora_B["default"].weight @ module.lora_A["default"].weight
+            norms[name.removeprefix("base_model.model.")] = module.scaling["default"] * update.norm().item()
+    return norms
+
+
+def shape_of(model) -> dict:
+    """What the architecture figure draws: sizes of the encoder, shapes of the first adapter, of its layer and of the head."""
+    names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    layer = next(module for module in model.modules() if hasattr(module, "lora_A"))
+    return {name: getattr(model.config, name) for name in names} | {
+        "feed_forward_size": getattr(model.config, "intermediate_size", None)
+        or model.config.hidden_dim,  # DistilBERT's name
+        "W": list(layer.base_layer.weight.shape),
+        "A": list(layer.lora_A["default"].weight.shape),
+        "B": list(layer.lora_B["default"].weight.shape),
+        "head": [list(p.shape) for name, p in model.named_parameters() if "modules_to_save" in name and p.ndim == 2],
+    }
 
 
 def longest_input(model) -> int:

@@ -9,12 +9,12 @@ import json
 import time
 from pathlib import Path
 
-from .config import REPOSITORY
 from .errors import InputError
-from .manifests import write_atomically
+from .files.manifests import write_atomically
+from .files.places import CHECKPOINTS
 
 RECORD = "run.json"
-COMMITTED_RUNS = [REPOSITORY / "checkpoints" / profile for profile in ("mini-agnews", "mini")]
+EVIDENCE = CHECKPOINTS / "evidence.json"
 SCHEMA = 1
 # What a run record must hold to be drawn and reported.
 REQUIRED = (
@@ -62,6 +62,11 @@ def training_rows(record: dict) -> list[dict]:
     return [row for row in record["log"] if "loss" in row]
 
 
+def read_evidence() -> dict:
+    """What the parts have recorded so far, by part."""
+    return json.loads(EVIDENCE.read_text()) if EVIDENCE.is_file() else {}
+
+
 class Clock:
     """Seconds of a run, those before it was resumed included."""
 
@@ -71,30 +76,6 @@ class Clock:
     def seconds(self) -> float:
         """Seconds so far."""
         return self.before + time.monotonic() - self.began
-
-
-def lora_norms(model) -> dict[str, float]:
-    """Frobenius norm of the update (alpha / r) B A of every adapted layer, by the layer's name."""
-    norms = {}
-    for name, module in model.named_modules():
-        if hasattr(module, "lora_A") and "default" in module.lora_A:
-            update = module.lora_B["default"].weight @ module.lora_A["default"].weight
-            norms[name.removeprefix("base_model.model.")] = module.scaling["default"] * update.norm().item()
-    return norms
-
-
-def shape_of(model) -> dict:
-    """What the architecture figure draws: sizes of the encoder, shapes of the first adapter, of its layer and of the head."""
-    names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
-    layer = next(module for module in model.modules() if hasattr(module, "lora_A"))
-    return {name: getattr(model.config, name) for name in names} | {
-        "feed_forward_size": getattr(model.config, "intermediate_size", None)
-        or model.config.hidden_dim,  # DistilBERT's name
-        "W": list(layer.base_layer.weight.shape),
-        "A": list(layer.lora_A["default"].weight.shape),
-        "B": list(layer.lora_B["default"].weight.shape),
-        "head": [list(p.shape) for name, p in model.named_parameters() if "modules_to_save" in name and p.ndim == 2],
-    }
 
 
 def count_lengths(lengths) -> dict[str, int]:

@@ -18,8 +18,8 @@ quiet()
 
 import pytest  # noqa: E402
 
-from lora_helpers.config import REPOSITORY, get_profile  # noqa: E402
-from lora_helpers.data import MINI_NEWS  # noqa: E402
+from lora_helpers.config import get_profile  # noqa: E402
+from lora_helpers.files.places import MINI_NEWS, REPOSITORY  # noqa: E402
 
 ROBERTA_MINI = REPOSITORY / "checkpoints" / "roberta-mini"
 
@@ -108,7 +108,7 @@ PLANTED = {
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_base) -> Path:
     """The folder of a run of ten steps, with `PLANTED` in the environment while it trained."""
-    from lora_helpers.training import train
+    from lora_helpers.training.run import train
 
     config = get_profile("mini", base_model=str(tiny_base), max_length=32, max_steps=10, eval_steps=10, save_steps=10)
     run_dir = tmp_path_factory.mktemp("runs") / "run"

@@ -26,11 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project i
 import drill_hub
 
 from lora_helpers.checkpoints import list_checkpoints
-from lora_helpers.config import REPOSITORY, RunConfig, get_profile
+from lora_helpers.config import RunConfig, get_profile
 from lora_helpers.environment import environment
-from lora_helpers.manifests import hash_file, write_atomically
+from lora_helpers.files.manifests import hash_file, write_atomically
+from lora_helpers.files.places import REPOSITORY
 from lora_helpers.records import read_record
-from lora_helpers.training import train
+from lora_helpers.training.run import train
 
 PLACES = ("starting", "training", "evaluation", "writing")  # what a run can be busy with, as numbers in shared memory
 STARTING, TRAINING, EVALUATION, WRITING = range(4)
@@ -53,7 +54,9 @@ class Kill:
 def make_context():
     """Processes forked from one that has only imported: they start at once and share no thread with it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["transformers.trainer", "peft", "sklearn.metrics", "lora_helpers.callbacks"])
+    context.set_forkserver_preload(
+        ["transformers.trainer", "peft", "sklearn.metrics", "lora_helpers.training.callbacks"]
+    )
     return context
 
 
@@ -63,7 +66,7 @@ def run(config: RunConfig, run_dir: Path, busy) -> None:
     from tqdm import tqdm
     from transformers import TrainerCallback
 
-    from lora_helpers import training
+    from lora_helpers.training import run as training
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):

@@ -25,7 +25,7 @@ SECONDS = 1800  # for one command, on a slow machine
 
 
 def run_full_size(roberta_base: Path, ag_news: Path) -> dict:
-    """`original` from the server, `full` from the cache it filled, each checkpoint reloaded in a process of its own.
+    """`original` from the server, `roberta-base` from the cache it filled, each checkpoint reloaded in a process of its own.
 
     Returns:
         Files and bytes that the server gave, seconds of each profile, and the counts that came out.
@@ -41,7 +41,7 @@ def run_full_size(roberta_base: Path, ag_news: Path) -> dict:
             sizes = {"rows": ROWS, "parameters": ROBERTA_BASE_PARAMETERS}
             client = Client(root / "client", hub.endpoint, **sizes, OMP_NUM_THREADS=str(os.cpu_count()))
             try:
-                for profile in ("original", "full"):
+                for profile in ("original", "roberta-base"):
                     result["profiles"][profile] = _train_and_reload(client, root / profile, profile)
             finally:
                 client.close()

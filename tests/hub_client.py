@@ -10,7 +10,7 @@ import threading
 from itertools import count
 from pathlib import Path
 
-from lora_helpers.config import REPOSITORY
+from lora_helpers.files.places import REPOSITORY
 
 # The sizes that the product insists on are those of the real things; here alone they are set to the small ones.
 # With `hurried`, the client's waits between two tries (23 s for one HTTP 500) take no time; it tries as often. It also
@@ -24,7 +24,9 @@ quiet()
 import peft, sklearn.metrics, transformers.trainer
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
-from lora_helpers import callbacks, inference, training
+from lora_helpers import inference
+from lora_helpers.training import callbacks
+from lora_helpers.training import run as training
 from lora_helpers.__main__ import main
 data.HUB_ROWS, model.ROBERTA_BASE_PARAMETERS = sizes["rows"], sizes["parameters"]
 if hurried:

@@ -1,4 +1,4 @@
-"""The two repositories that `original` and `full` load, as a `HubServer` serves them: right in all but the weights."""
+"""The two repositories that `original` and `roberta-base` load, as a `HubServer` serves them: right in all but the weights."""
 
 from __future__ import annotations
 

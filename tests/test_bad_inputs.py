@@ -17,8 +17,8 @@ from lora_helpers import inference
 from lora_helpers.__main__ import main
 from lora_helpers.config import RunConfig, get_profile
 from lora_helpers.data import load_split, read_canonical_csv
-from lora_helpers.documents import read_texts
 from lora_helpers.errors import InputError
+from lora_helpers.files.documents import read_texts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

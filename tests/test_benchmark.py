@@ -5,11 +5,11 @@ from itertools import cycle
 import numpy as np
 import pytest
 
-from lora_helpers import growth
-from lora_helpers.ablations import compare
-from lora_helpers.benchmark import run_benchmark
-from lora_helpers.benchmark_figures import SERIES, draw_benchmark_figures
-from lora_helpers.workload import PIPELINES, draw_lengths, draw_texts, make_inputs, make_model, plan_epoch
+from lora_helpers.evidence import growth
+from lora_helpers.evidence.speed_figures import SERIES, draw_benchmark_figures
+from lora_helpers.evidence.study import compare
+from lora_helpers.evidence.training_speed import run_benchmark
+from lora_helpers.evidence.workload import PIPELINES, draw_lengths, draw_texts, make_inputs, make_model, plan_epoch
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_a_smoke_run_fills_the_record(tiny_shape):
 def test_ours_runs_without_base_dropout_and_the_others_with_it(tiny_shape, monkeypatch):
     import torch
 
-    from lora_helpers import benchmark
+    from lora_helpers.evidence import training_speed as benchmark
 
     seen = {name: set() for name in PIPELINES}
 

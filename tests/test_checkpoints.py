@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lora_helpers.checkpoints import MANIFEST, load_checkpoint, verify_checkpoint
-from lora_helpers.config import REPOSITORY
 from lora_helpers.errors import CheckFailed, InputError
+from lora_helpers.files.manifests import read_manifest, seal
+from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
-from lora_helpers.manifests import read_manifest, seal
 
 TEXTS = ["Central bank raises rates", "Striker scores twice in the final", "New telescope finds a planet"]
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lora_helpers.__main__ import main
-from lora_helpers.config import REPOSITORY
+from lora_helpers.files.places import REPOSITORY
 
 CHECKPOINT = str(REPOSITORY / "checkpoints" / "mini" / "checkpoint-300")
 

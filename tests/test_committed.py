@@ -6,14 +6,16 @@ import json
 import numpy as np
 import pytest
 
-from lora_helpers import data, training
+from lora_helpers import data
 from lora_helpers.checkpoints import hash_file, list_checkpoints, step_of
-from lora_helpers.config import REPOSITORY, get_profile
+from lora_helpers.config import get_profile
 from lora_helpers.errors import InputError
-from lora_helpers.evidence import read_evidence
+from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
-from lora_helpers.pretraining import RECORD, PretrainingConfig
-from lora_helpers.records import read_record
+from lora_helpers.pretraining.config import PretrainingConfig
+from lora_helpers.pretraining.run import RECORD
+from lora_helpers.records import read_evidence, read_record
+from lora_helpers.training import run as training
 
 CHECKPOINTS = REPOSITORY / "checkpoints"
 HEADLINES = {

@@ -29,7 +29,7 @@ def test_a_configuration_survives_json(profile):
     assert RunConfig(**json.loads(json.dumps(config.to_dict()))) == config
 
 
-@pytest.mark.parametrize("profile", ["mini-agnews", "full"])
+@pytest.mark.parametrize("profile", ["mini-agnews", "roberta-base"])
 def test_our_headline_profiles_train_rank_2_on_query_for_2400_steps_of_16(profile):
     c = get_profile(profile)
     assert (c.lora_rank, c.lora_targets, c.max_steps, c.batch_size, c.save_steps) == (2, ("query",), 2400, 16, 500)

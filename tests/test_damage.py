@@ -14,15 +14,15 @@ import pytest
 import torch
 from conftest import Bomb, record_count
 
-from lora_helpers import training
 from lora_helpers.__main__ import main
 from lora_helpers.checkpoints import MANIFEST, WEIGHTS, hash_file, verify_checkpoint
 from lora_helpers.config import get_profile
 from lora_helpers.data import load_ag_news
 from lora_helpers.errors import CheckFailed, InputError
+from lora_helpers.files.manifests import read_manifest
 from lora_helpers.inference import Classifier
-from lora_helpers.manifests import read_manifest
-from lora_helpers.resuming import find_start
+from lora_helpers.training import run as training
+from lora_helpers.training.resuming import find_start
 
 FILES = [
     *("adapter_config.json", WEIGHTS, "optimizer.pt", "rng_state.pth", "scheduler.pt", "tokenizer.json"),

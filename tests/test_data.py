@@ -3,16 +3,8 @@ import csv
 import pandas as pd
 import pytest
 
-from lora_helpers.config import get_profile
-from lora_helpers.data import (
-    LABELS,
-    _carve_validation,
-    fingerprint,
-    load_ag_news,
-    load_split,
-    read_canonical_csv,
-    tokenize,
-)
+from lora_helpers.config import LABELS, get_profile
+from lora_helpers.data import _carve_validation, fingerprint, load_ag_news, load_split, read_canonical_csv, tokenize
 from lora_helpers.errors import InputError
 
 

@@ -2,10 +2,10 @@ import shutil
 
 import pytest
 
-from lora_helpers import report
-from lora_helpers.config import REPOSITORY
 from lora_helpers.errors import CheckFailed, InputError
+from lora_helpers.evidence import report
 from lora_helpers.figures import FIGURES, draw_figures
+from lora_helpers.files.places import REPOSITORY
 from lora_helpers.records import RECORD
 
 COMMITTED = REPOSITORY / "checkpoints" / "mini-agnews"

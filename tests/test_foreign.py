@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_helpers.checkpoints import ADAPTER_CONFIG, MANIFEST, WEIGHTS, verify_checkpoint
-from lora_helpers.config import REPOSITORY
 from lora_helpers.errors import CheckFailed, InputError
+from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
 
 TEXTS = ["Central bank raises rates", "Striker scores twice in the final", "New telescope finds a planet"]

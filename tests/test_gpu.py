@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from lora_helpers.arguments import make_arguments, padding_multiple, restored_precision
-from lora_helpers.config import REPOSITORY
+from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
 from lora_helpers.records import read_record, validation_rows
-from lora_helpers.training import train
+from lora_helpers.training.arguments import make_arguments, padding_multiple, restored_precision
+from lora_helpers.training.run import train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,7 +58,7 @@ def test_a_resumed_run_ends_where_the_unbroken_one_ends(run, tiny_config, tmp_pa
 
 @pytest.mark.parametrize("mixed", [True, False])
 def test_trainable_weights_and_optimizer_state_are_float32(tiny_config, tmp_path, monkeypatch, mixed):
-    from lora_helpers import trainer
+    from lora_helpers.training import trainer
 
     stock, seen = trainer.FineTuningTrainer.training_step, {}
 
@@ -82,7 +82,7 @@ def test_trainable_weights_and_optimizer_state_are_float32(tiny_config, tmp_path
 
 
 def test_batches_are_padded_to_a_multiple_of_8(tiny_config, tmp_path, monkeypatch):
-    from lora_helpers import trainer
+    from lora_helpers.training import trainer
 
     assert padding_multiple() == 8
     stock, widths = trainer.FineTuningTrainer.training_step, []

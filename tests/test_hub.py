@@ -1,4 +1,4 @@
-"""`original` and `full` through the Hub's own client libraries, from a server on this machine, with and without faults.
+"""`original` and `roberta-base` through the Hub's own client libraries, from a server on this machine, with and without faults.
 
 The weights are small and random: this is about what is asked for, what is refused, and what is left in the cache.
 """
@@ -60,7 +60,7 @@ def runs(repositories, tmp_path_factory):
     statuses = {}
 
     def train_and_reload(client, where):
-        for profile in ("original", "full"):
+        for profile in ("original", "roberta-base"):
             run = f"{profile}-{where}"
             statuses[run] = client.run("train", profile, "--output-dir", folder / run, *_flags(TWENTY))
             statuses[f"{run}-reload"] = _reload(client, folder, run, f"{run}-reload")
@@ -100,7 +100,7 @@ def fresh(served, repositories, tmp_path):
 def test_20_steps_of_both_profiles_from_the_hub_and_their_checkpoints_reloaded(runs):
     for outcome in runs.statuses.values():
         _require_success(outcome)
-    for profile in ("original", "full"):
+    for profile in ("original", "roberta-base"):
         record = runs.record(f"{profile}-online")
         assert record["base"]["name"] == ROBERTA_BASE and record["base"]["revision"] == ROBERTA_BASE_REVISION
         assert record["data"]["source"] == f"{AG_NEWS} at {AG_NEWS_REVISION}"
@@ -121,7 +121,7 @@ def test_only_the_pinned_commits_are_asked_for_and_only_what_is_needed(runs):
 
 
 def test_offline_the_cache_gives_the_same_run_to_the_bit(runs):
-    for profile in ("original", "full"):
+    for profile in ("original", "roberta-base"):
         online, offline = runs.record(f"{profile}-online"), runs.record(f"{profile}-offline")
         assert online["base"] == offline["base"] and len(online["base"]["sha256"]) == 64
         assert online["data"] == offline["data"]

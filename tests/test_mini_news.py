@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from itertools import combinations
 
-from lora_helpers.data import MINI_NEWS
+from lora_helpers.files.places import MINI_NEWS
 
 
 def words(text):

@@ -7,7 +7,7 @@ import subprocess
 import nbformat
 import pytest
 
-from lora_helpers.config import REPOSITORY
+from lora_helpers.files.places import REPOSITORY
 
 NOTEBOOK = REPOSITORY / "roberta_lora_agnews.ipynb"
 

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from lora_helpers.config import REPOSITORY
+from lora_helpers.files.places import REPOSITORY
 
 LOADS = {
     "from_pretrained",
@@ -14,9 +14,9 @@ LOADS = {
     "hf_hub_download",
     "cached_file",
 }
-LOCAL = {"pretraining_start.py"}  # loads the tokenizer from the folder that it has just written it to
+LOCAL = {"pretraining/start.py"}  # loads the tokenizer from the folder that it has just written it to
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-UNSAFE = {"torch.load", "pd.read_pickle", "pandas.read_pickle", "trust_remote_code=", "allow_pickle="}
+UNSAFE = {"torch.load", "pd.read_pickle", "pandas.read_pickle", "trust_remote_code=True", "allow_pickle="}
 HARMLESS = {"pickle.UnpicklingError"}  # an exception, caught where torch refuses a file
 
 
@@ -33,6 +33,16 @@ def find_unpinned_loads(tree: ast.AST) -> list[str]:
     return found
 
 
+def find_undecided_loads(tree: ast.AST) -> list[str]:
+    """Calls of `from_pretrained` that leave open whether a folder's own Python may run; transformers would then ask."""
+    return [
+        f"line {call.lineno}: {ast.unparse(call.func)}"
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "from_pretrained"
+        if "False" not in [ast.unparse(k.value) for k in call.keywords if k.arg == "trust_remote_code"]
+    ]
+
+
 def find_unsafe(tree: ast.AST) -> list[str]:
     """Whatever runs code that a download may bring."""
     used = []
@@ -44,9 +54,10 @@ def find_unsafe(tree: ast.AST) -> list[str]:
         elif isinstance(node, ast.Attribute):
             used.append(ast.unparse(node))
         elif isinstance(node, ast.keyword):
-            used.append(f"{node.arg}=")
+            said_no = node.arg == "trust_remote_code" and ast.unparse(node.value) == "False"
+            used += [] if said_no else ["trust_remote_code=True" if node.arg == "trust_remote_code" else f"{node.arg}="]
         elif isinstance(node, ast.Constant) and node.value == "trust_remote_code":  # as a key of options
-            used.append("trust_remote_code=")
+            used.append("trust_remote_code=True")
     return [name for name in used if name in UNSAFE or (name.split(".")[0] in UNSAFE_MODULES and name not in HARMLESS)]
 
 
@@ -55,10 +66,14 @@ def parse(name: str) -> ast.AST:
 
 
 def test_every_load_of_the_package_names_a_commit_or_stays_local_and_none_runs_code():
-    for path in sorted((REPOSITORY / "lora_helpers").glob("*.py")):
-        tree = parse(path.name)
-        assert path.name in LOCAL or not find_unpinned_loads(tree), path.name
-        assert not find_unsafe(tree), path.name
+    package = REPOSITORY / "lora_helpers"
+    names = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
+    assert {"model.py", "training/run.py", "evidence/workload.py"} <= set(names)  # the wings are read too
+    for name in names:
+        tree = parse(name)
+        assert name in LOCAL or not find_unpinned_loads(tree), name
+        assert not find_unsafe(tree), name
+        assert not find_undecided_loads(tree), name
     assert [len(find_unpinned_loads(parse(name))) for name in LOCAL] == [1]  # the exemption is for one call
 
 
@@ -78,6 +93,12 @@ def test_an_unpinned_load_would_be_found(line):
     assert len(find_unpinned_loads(ast.parse(line))) == 1
     pinned = line.replace(", revision=None", "").replace(", local_files_only=False", "")[:-1] + ", revision=commit)"
     assert not find_unpinned_loads(ast.parse(pinned))
+
+
+@pytest.mark.parametrize("said", ["", ", trust_remote_code=None", ", trust_remote_code=True"])
+def test_a_load_that_does_not_refuse_foreign_code_would_be_found(said):
+    assert len(find_undecided_loads(ast.parse(f"AutoConfig.from_pretrained(folder{said})"))) == 1
+    assert not find_undecided_loads(ast.parse("AutoConfig.from_pretrained(folder, trust_remote_code=False)"))
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from lora_helpers.batching import TokenBudgetBatches
-from lora_helpers.pretraining import PretrainingConfig
-from lora_helpers.pretraining_losses import MASK, losses, mask_tokens
-from lora_helpers.pretraining_start import build_model, count_words, initialise_embeddings
+from lora_helpers.pretraining.batches import TokenBudgetBatches
+from lora_helpers.pretraining.config import PretrainingConfig
+from lora_helpers.pretraining.losses import MASK, losses, mask_tokens
+from lora_helpers.pretraining.start import build_model, count_words, initialise_embeddings
 
 SMALL = PretrainingConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_length=64)
 
@@ -76,7 +76,7 @@ def test_a_stopped_pretraining_resumes_to_the_same_weights(tmp_path):
     from lora_helpers.config import get_profile
     from lora_helpers.errors import InputError
     from lora_helpers.model import build_model
-    from lora_helpers.pretraining import RECORD, pretrain
+    from lora_helpers.pretraining.run import RECORD, pretrain
 
     config = PretrainingConfig(
         profile="mini", vocab_size=1000, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,

@@ -8,9 +8,9 @@ import socket
 import pytest
 from conftest import PLANTED
 
-from lora_helpers.config import REPOSITORY
 from lora_helpers.environment import environment
 from lora_helpers.figures import draw_figures
+from lora_helpers.files.places import REPOSITORY
 
 MACHINE_PATHS = re.compile(r"""(?<![\w.])/(home|root|tmp|Users|mnt|opt|var)/\w|[A-Z]:\\\\?Users""")
 MARKUP = ["<script>alert(1)</script>", "<img src=x onerror='alert(1)'>", '"><b>bold</b>', "a &amp; b"]

@@ -144,8 +144,8 @@ def test_two_processes_go_on_from_what_one_wrote(one, tiny_base, tmp_path):
 
 def test_another_number_of_processes_is_a_warning_where_dropout_is_on(two, tiny_base, tmp_path, caplog):
     from lora_helpers.data import load_ag_news
-    from lora_helpers.manifests import read_manifest, seal
-    from lora_helpers.resuming import require_same_run
+    from lora_helpers.files.manifests import read_manifest, seal
+    from lora_helpers.training.resuming import require_same_run
 
     config = get_profile("mini", base_model=str(tiny_base), **SHAPE)
     start, splits = two[0] / "checkpoint-30", load_ag_news(config)

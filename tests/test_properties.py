@@ -20,12 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_helpers import inference
-from lora_helpers.batching import LengthGroupedSampler, TokenBudgetBatches, batches_by_tokens
+from lora_helpers.batching import LengthGroupedSampler, batches_by_tokens
 from lora_helpers.config import RunConfig
 from lora_helpers.data import read_canonical_csv, tokenize
-from lora_helpers.documents import READERS, read_texts
 from lora_helpers.errors import InputError
 from lora_helpers.field_checks import BATCH_ORDERS, SCHEDULERS
+from lora_helpers.files.documents import READERS, read_texts
+from lora_helpers.pretraining.batches import TokenBudgetBatches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,4 +1,4 @@
-"""`original` and `full` on roberta-base's true shape with random weights: the machinery, and nothing about accuracy."""
+"""`original` and `roberta-base` on roberta-base's true shape with random weights: the machinery, and nothing about accuracy."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lora_helpers.checkpoints import list_checkpoints, load_checkpoint
-from lora_helpers.config import REPOSITORY
+from lora_helpers.files.places import REPOSITORY
 from lora_helpers.records import read_record
 
 TEXTS = ["Central bank raises rates", "Striker scores twice in the final"]
@@ -23,7 +23,7 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("profile", ["original", "full"])
+@pytest.mark.parametrize("profile", ["original", "roberta-base"])
 def test_20_steps_then_a_new_process_computes_the_same_logits(
     profile, roberta_base_dir, ag_news_dir, tmp_path, monkeypatch
 ):

@@ -6,11 +6,11 @@ import subprocess
 import drill
 import pytest
 
-from lora_helpers import training
 from lora_helpers.__main__ import main
 from lora_helpers.checkpoints import list_checkpoints, verify_checkpoint
 from lora_helpers.errors import InputError, Stopped
-from lora_helpers.training import train
+from lora_helpers.training import run as training
+from lora_helpers.training.run import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,9 +6,9 @@ import pytest
 
 from lora_helpers.checkpoints import list_checkpoints
 from lora_helpers.errors import CheckFailed, InputError
-from lora_helpers.manifests import hash_file, read_manifest, seal
+from lora_helpers.files.manifests import hash_file, read_manifest, seal
 from lora_helpers.records import read_record, validation_rows
-from lora_helpers.training import next_run_dir, train
+from lora_helpers.training.run import next_run_dir, train
 
 TIMES = ("runtime", "per_second")
 

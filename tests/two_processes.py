@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from lora_helpers.__main__ import main
-from lora_helpers.config import REPOSITORY
+from lora_helpers.files.places import REPOSITORY
 
 SECONDS = 300  # for a launch that takes ten where the machine has nothing else to do
 
@@ -68,8 +68,8 @@ def rows_written_to(path):
 
 def try_all(folder, commands):
     """Commands that must fail in every process; then one that fails in the first alone, whose status is the launch's."""
-    from lora_helpers import callbacks
-    from lora_helpers.training import next_run_dir
+    from lora_helpers.training import callbacks
+    from lora_helpers.training.run import next_run_dir
 
     rank = int(os.environ["RANK"])
     if rank == 1:

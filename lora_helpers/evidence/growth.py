@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .benchmark import make_step
-from .benchmark_prediction import measure_stream
-from .config import REPOSITORY, get_profile
-from .data import LABELS
-from .environment import watch_peak_memory
-from .inference import Classifier
-from .model import compute_first_token_alone
+from ..config import LABELS, get_profile
+from ..environment import watch_peak_memory
+from ..files.places import REPOSITORY
+from ..inference import Classifier
+from ..model import compute_first_token_alone
+from .prediction_speed import measure_stream
+from .training_speed import make_step
 from .workload import BATCH, Batch, base_shapes, draw_lengths, draw_texts, make_inputs, make_model
 
 TRAINING_ROWS = (1_000, 4_000, 16_000, 64_000)
@@ -45,7 +45,7 @@ def measure_growth() -> dict[str, list[dict]]:
 
 
 def _measure_step(*, tokens: int = 64, rank: int = 2) -> dict[str, float]:
-    config = get_profile("full", lora_rank=rank)
+    config = get_profile("roberta-base", lora_rank=rank)
     model = make_model(base_shapes()["roberta-base"], config)
     compute_first_token_alone(model.base_model.model)
     step, inputs = make_step(model, config), make_inputs(Batch(np.full(BATCH, tokens), tokens), model)
@@ -56,7 +56,7 @@ def _measure_step(*, tokens: int = 64, rank: int = 2) -> dict[str, float]:
 
 
 def _measure_epoch(rows: int, tokenizer) -> dict[str, float]:
-    from .training import train
+    from ..training.run import train
 
     texts = draw_texts(draw_lengths(rows + 400, longest=16), tokenizer)  # short ones: it is rows that grow
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .figures import BLUE, GREEN, GREY, ORANGE, make_axes, save
+from ..figures import BLUE, GREEN, GREY, ORANGE, make_axes, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import REPOSITORY, ROBERTA_MINI, get_profile
-from .environment import best_device, watch_peak_memory
-from .inference import Classifier
-from .model import compute_first_token_alone
+from ..config import ROBERTA_MINI, get_profile
+from ..environment import best_device, watch_peak_memory
+from ..files.places import REPOSITORY
+from ..inference import Classifier
+from ..model import compute_first_token_alone
 from .workload import draw_lengths, draw_texts, make_model
 
 PIPELINE_BATCHES = {"pipeline-default": 1, "pipeline-8": 8, "pipeline-64": 64}  # 8: the course's own inference
@@ -30,12 +31,12 @@ def measure_prediction(shape, *, rounds: int, rows: int) -> dict[str, dict]:
     """
     from transformers import AutoTokenizer, pipeline
 
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / ROBERTA_MINI)
+    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False)
     longest = min(512, shape.max_position_embeddings - 2)
     texts = draw_texts(draw_lengths(rows, longest=longest), tokenizer)
-    model = make_model(shape, get_profile("full")).eval()
+    model = make_model(shape, get_profile("roberta-base")).eval()
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device=best_device())
-    merged = make_model(shape, get_profile("full")).merge_and_unload()
+    merged = make_model(shape, get_profile("roberta-base")).merge_and_unload()
     compute_first_token_alone(merged)
     classifier = Classifier(merged, tokenizer, max_length=longest)
     ways = {

@@ -15,24 +15,23 @@ from pathlib import Path
 
 import numpy as np
 
-from .ablations import run_ablations
-from .benchmark import run_benchmark
-from .checkpoints import list_checkpoints
-from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, REPOSITORY, RunConfig, get_profile
-from .data import load_ag_news, load_split, tokenize
-from .environment import environment
-from .errors import InputError
-from .evaluation import evaluate_classifier, scores
+from ..checkpoints import list_checkpoints
+from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, RunConfig, get_profile
+from ..data import load_ag_news, load_split, tokenize
+from ..environment import environment
+from ..errors import InputError
+from ..evaluation import scores
+from ..files.manifests import write_atomically
+from ..files.places import CHECKPOINTS, COMMITTED_RUNS, REPOSITORY, RUNS
+from ..inference import Classifier, evaluate_classifier
+from ..records import EVIDENCE, read_evidence, read_record, validation_rows, write_record
+from ..training.run import next_run_dir, train
 from .growth import measure_growth
-from .inference import Classifier
-from .manifests import write_atomically
-from .records import COMMITTED_RUNS, read_record, validation_rows, write_record
-from .training import RUNS, next_run_dir, train
+from .study import run_ablations
+from .training_speed import run_benchmark
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = REPOSITORY / "checkpoints"
-EVIDENCE = CHECKPOINTS / "evidence.json"
 SEEDS = (42, 43, 44)
 
 
@@ -48,11 +47,6 @@ def rebuild(parts: list[str]) -> None:
         if isinstance(result, dict):  # the other parts write folders and figures
             evidence = read_evidence() | {part: result | {"environment": environment()}}
             write_atomically(EVIDENCE, json.dumps(evidence, indent=1) + "\n")
-
-
-def read_evidence() -> dict:
-    """What the parts have recorded so far, by part."""
-    return json.loads(EVIDENCE.read_text()) if EVIDENCE.is_file() else {}
 
 
 def rerun(profile: str) -> None:
@@ -74,7 +68,8 @@ def test_scores(config: RunConfig, run_dir: Path) -> dict:
 
 def rebuild_base() -> None:
     """The bundled base, pretrained anew; every committed run has to follow. Takes more than an hour on two cores."""
-    from .pretraining import PretrainingConfig, pretrain
+    from ..pretraining.config import PretrainingConfig
+    from ..pretraining.run import pretrain
 
     target, fresh = CHECKPOINTS / "roberta-mini", RUNS / "roberta-mini"
     pretrain(PretrainingConfig(), fresh, resume=True)
@@ -179,8 +174,8 @@ def time_notebook() -> dict:
 
 def draw(output_dir: Path = REPOSITORY / "figures") -> list[Path]:
     """Every figure of the committed runs and of the evidence; returns the files."""
-    from .benchmark_figures import draw_benchmark_figures
-    from .figures import draw_figures
+    from ..figures import draw_figures
+    from .speed_figures import draw_benchmark_figures
 
     return draw_figures(COMMITTED_RUNS, output_dir) + draw_benchmark_figures(read_evidence(), output_dir)
 

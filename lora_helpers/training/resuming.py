@@ -6,12 +6,13 @@ import logging
 import shutil
 from pathlib import Path
 
-from .checkpoints import list_checkpoints, relative_to_repository, verify_checkpoint
-from .config import RunConfig
-from .data import Splits
-from .errors import CheckFailed, InputError
-from .manifests import read_manifest
-from .processes import leads, this_process
+from ..checkpoints import list_checkpoints, verify_checkpoint
+from ..config import RunConfig
+from ..data import Splits
+from ..errors import CheckFailed, InputError
+from ..files.manifests import read_manifest
+from ..files.places import relative_to_repository
+from ..processes import leads, this_process
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .config import get_profile
-from .records import validation_rows
-from .training import RUNS, train
+from ..config import get_profile
+from ..files.places import RUNS
+from ..records import validation_rows
+from ..training.run import train
 
 PROFILE = "mini-agnews"
 SEEDS = range(42, 47)

@@ -14,22 +14,21 @@ from pickle import UnpicklingError
 
 from safetensors import SafetensorError
 
-from . import records
+from .. import records
+from ..batching import LengthGroupedSampler, SharedBatches, padding_costs
+from ..checkpoints import list_checkpoints, step_of
+from ..config import RunConfig
+from ..data import Splits, load_ag_news, tokenize
+from ..environment import environment, peak_memory_mib
+from ..errors import CheckFailed, InputError, Stopped, first_line
+from ..files.manifests import hash_file, read_manifest
+from ..files.places import RUNS, relative_to_repository
+from ..model import base_identity, build_model, count_parameters, longest_input, lora_norms, shape_of
+from ..processes import agree, hush_others, leads, lost_another, this_process, told_once
 from .arguments import make_arguments, padding_multiple, restored_precision
-from .batching import LengthGroupedSampler, SharedBatches, padding_costs
-from .checkpoints import list_checkpoints, relative_to_repository, step_of
-from .config import REPOSITORY, RunConfig
-from .data import Splits, load_ag_news, tokenize
-from .environment import environment, peak_memory_mib
-from .errors import CheckFailed, InputError, Stopped, first_line
-from .manifests import hash_file, read_manifest
-from .model import base_identity, build_model, count_parameters, longest_input
-from .processes import agree, hush_others, leads, lost_another, this_process, told_once
 from .resuming import describe_resumption, find_start, require_same_run, restore_finished
 
 logger = logging.getLogger(__name__)
-
-RUNS = REPOSITORY / "checkpoints" / "runs"
 
 
 def train(
@@ -224,7 +223,7 @@ def _make_record(config: RunConfig, output_dir: Path, trainer, clock: records.Cl
         "adapter_config": json.loads((checkpoints[-1] / "adapter_config.json").read_text()),
         "world_size": trainer.args.world_size,
         "parameters": count_parameters(trainer.model),
-        "shape": records.shape_of(trainer.model),
+        "shape": shape_of(trainer.model),
         "log": log,
         "checkpoints": {
             str(step_of(c)): {
@@ -237,6 +236,6 @@ def _make_record(config: RunConfig, output_dir: Path, trainer, clock: records.Cl
         "best_evaluated_step": max(accuracy, key=lambda step: (accuracy[step], -step)),
         "lengths": records.count_lengths(lengths),
         "padding": padding_costs(lengths, config.batch_size, seed=config.seed),
-        "lora_norms": records.lora_norms(trainer.model),
+        "lora_norms": lora_norms(trainer.model),
         "timing": {"seconds": clock.seconds(), "peak_memory_mib": peak_memory_mib()},
     }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from .evidence import CHECKPOINTS, read_evidence
-from .pretraining import RECORD as PRETRAINING_RECORD
-from .records import read_record, validation_rows
+from ..files.places import CHECKPOINTS
+from ..pretraining.run import RECORD as PRETRAINING_RECORD
+from ..records import read_evidence, read_record, validation_rows
 
 RELIABILITY = CHECKPOINTS / "reliability.json"  # written by `make drill`
 

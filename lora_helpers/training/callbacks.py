@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
-from transformers.integrations import get_reporting_integration_callbacks
 
-from .config import RunConfig
-from .errors import CheckFailed, InputError, first_line
-from .manifests import seal
-from .processes import this_process, told_once
+from ..config import RunConfig
+from ..errors import CheckFailed
+from ..files.manifests import seal
+from ..processes import this_process, told_once
 
 
 class RunCallback(TrainerCallback):
@@ -118,12 +117,3 @@ def require_finite(loss: float, step: int, learning_rate: float) -> None:
                 f" lower learning_rate ({learning_rate}) and resume from the checkpoint before"
             )
         )
-
-
-def require_tracker(name: str) -> None:
-    """Refuse a tracker that transformers does not know, or whose package is missing."""
-    try:
-        for callback in get_reporting_integration_callbacks([] if name == "none" else [name]):
-            callback()
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise InputError(f"report_to is {name!r}: {first_line(error)}; install the tracker, or use none") from error

@@ -11,7 +11,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from .errors import CheckFailed
+from ..errors import CheckFailed
 
 MANIFEST = "manifest.json"
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .batching import LengthGroupedSampler
-from .config import REPOSITORY, ROBERTA_MINI, RunConfig
-from .environment import best_device
-from .model import make_lora_config, roberta_base_shape
+from ..batching import LengthGroupedSampler
+from ..config import ROBERTA_MINI, RunConfig
+from ..environment import best_device
+from ..files.places import REPOSITORY
+from ..model import make_lora_config, roberta_base_shape
 
 # AG News' training rows by their number of tokens under roberta-base's tokenizer, special ones included.
 LENGTHS = Path(__file__).parent / "ag_news_lengths.json"
@@ -106,7 +107,7 @@ def base_shapes() -> dict:
     """The configurations of roberta-base and of the bundled base, with a 4-class head."""
     from transformers import AutoConfig
 
-    mini = AutoConfig.from_pretrained(REPOSITORY / ROBERTA_MINI, num_labels=4)
+    mini = AutoConfig.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False, num_labels=4)
     return {"roberta-base": roberta_base_shape(), "roberta-mini": mini}
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .pretraining_losses import SPECIAL_TOKENS
+from .losses import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
-    from .pretraining import PretrainingConfig
+    from .config import PretrainingConfig
 
 
 def train_tokenizer(texts, config: PretrainingConfig, folder: Path):
@@ -28,7 +28,7 @@ def train_tokenizer(texts, config: PretrainingConfig, folder: Path):
     )
     folder.mkdir(parents=True, exist_ok=True)
     bpe.save_model(str(folder))
-    return RobertaTokenizer.from_pretrained(folder, model_max_length=config.max_length)
+    return RobertaTokenizer.from_pretrained(folder, model_max_length=config.max_length, trust_remote_code=False)
 
 
 def build_model(config: PretrainingConfig):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from .errors import InputError, first_line
+from ..errors import InputError, first_line
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin")
 LONGEST_FIELD = 2**31 - 1  # characters of a CSV field: the most that a C long holds on every platform

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .batching import pad
+from ..batching import pad
 
 if TYPE_CHECKING:
-    from .pretraining import PretrainingConfig
+    from .config import PretrainingConfig
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # ids 0-4, as in roberta-base but for <mask>
 BOS, PAD, EOS, MASK = 0, 1, 2, 4

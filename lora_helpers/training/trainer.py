@@ -14,9 +14,9 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 
-from .batching import SharedBatches
+from ..batching import SharedBatches
+from ..evaluation import trainer_metrics
 from .callbacks import RunCallback, require_finite
-from .evaluation import trainer_metrics
 
 
 class FineTuningTrainer(Trainer):

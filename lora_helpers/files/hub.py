@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from .config import local_folder, portable_name
-from .data import cached_repository, download
+from ..errors import InputError, first_line
+from .places import local_folder, portable_name
 
 # Everything that decides what a base computes; other files of a folder (a card, a record) do not count.
 IDENTITY_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model")
@@ -41,3 +43,28 @@ def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
     for file in sorted({path for pattern in IDENTITY_FILES for path in folder.glob(pattern)}):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return {"name": portable_name(name), "revision": revision if on_hub else None, "sha256": digest.hexdigest()}
+
+
+def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: str, instead: str) -> Path:
+    """The folder in the Hub's cache with all files of `name` at commit `revision` that match one of `patterns`.
+
+    Nothing else of the repository is fetched. With every file in the cache, or HF_HUB_OFFLINE, nothing is asked.
+    `kind` is "model" or "dataset"; `instead` says what to do without the Hub.
+
+    Raises:
+        InputError: the Hub is out of reach, broke off or knows no such commit, and the cache lacks a file.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError  # of the HTTP library that huggingface_hub uses; not an OSError
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries would be two lines more
+    try:
+        return Path(snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=list(patterns)))
+    except (OSError, ValueError, HTTPError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{kind} {name} at {revision} could not be loaded ({reason}); {instead}") from error
+
+
+def cached_repository(snapshot: Path) -> Path:
+    """What to delete so that a `download` that gave `snapshot` fetches again: the Hub's cache of the repository."""
+    return snapshot.parent.parent

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .arguments import restored_precision
-from .benchmark_prediction import measure_prediction
-from .config import REPOSITORY, ROBERTA_MINI, RunConfig, get_profile
-from .environment import best_device, watch_peak_memory
-from .model import compute_first_token_alone
+from ..config import ROBERTA_MINI, RunConfig, get_profile
+from ..environment import best_device, watch_peak_memory
+from ..files.places import REPOSITORY
+from ..model import compute_first_token_alone
+from ..training.arguments import restored_precision
+from .prediction_speed import measure_prediction
 from .workload import (
     BATCH,
     PIPELINES,
@@ -31,7 +32,7 @@ from .workload import (
     make_model,
     plan_epoch,
     set_base_dropout,
-)  # fmt: skip
+)
 
 DRAWN = 79_000  # rows; every pipeline batches the same ones
 # Forward, a weight costs a real token one multiplication and one addition, and backward the same again: the gradient
@@ -66,7 +67,7 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
         By pipeline: seconds_per_step, examples_per_second, real_tokens_per_second, padding (processed tokens over real
         ones), useful_gflops (for real tokens alone), peak_memory_mib (None where the system cannot reset it).
     """
-    config = get_profile("full")
+    config = get_profile("roberta-base")
     model = make_model(shape, config)
     step = make_step(model, config)
     lengths = draw_lengths(DRAWN, longest=min(512, shape.max_position_embeddings - 2))
@@ -161,16 +162,18 @@ def _make_timed_trainer(shape, folder: Path, steps: int):
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
 
-    from .records import Clock
-    from .training import make_trainer
+    from ..records import Clock
+    from ..training.run import make_trainer
 
-    config = get_profile("full", max_steps=steps + 1, eval_steps=steps + 2, save_steps=steps + 2)
+    config = get_profile("roberta-base", max_steps=steps + 1, eval_steps=steps + 2, save_steps=steps + 2)
     model = make_model(shape, config)
     compute_first_token_alone(model.base_model.model)
     lengths = draw_lengths((steps + 1) * BATCH, longest=min(512, shape.max_position_embeddings - 2))
     ids = [np.random.default_rng(n).integers(SPECIAL, shape.vocab_size, n).tolist() for n in lengths]
     rows = Dataset.from_dict({"input_ids": ids, "length": lengths, "labels": [0] * len(ids)})
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / ROBERTA_MINI)  # for the id of the padding token
+    tokenizer = AutoTokenizer.from_pretrained(
+        REPOSITORY / ROBERTA_MINI, trust_remote_code=False
+    )  # for the id of the padding token
     trainer = make_trainer(config, folder, model, tokenizer, rows, rows, {}, Clock(0.0, 0.0))
     batches, bare_step = list(trainer.batches), make_step(model, config)
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .config import REPOSITORY
-from .errors import CheckFailed, InputError, first_line
-from .evidence import CHECKPOINTS
-from .manifests import write_atomically
+from ..errors import CheckFailed, InputError, first_line
+from ..files.manifests import write_atomically
+from ..files.places import CHECKPOINTS, REPOSITORY
 from .report_values import collect_values
 
 MARK = re.compile(r"<!--(?P<name>[a-z][a-z0-9-]*)-->(?P<value>.*?)<!--/-->", re.DOTALL)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .config import RunConfig
-from .errors import InputError
-from .processes import this_process
+from ..config import RunConfig
+from ..errors import InputError, first_line
+from ..processes import this_process
 
 # Fields that TrainingArguments has under the same name.
 SAME_NAME = (
@@ -29,8 +29,6 @@ def make_arguments(config: RunConfig, output_dir: Path):
     """
     import torch
     from transformers import TrainingArguments
-
-    from .callbacks import require_tracker
 
     processes = this_process().num_processes
     if config.batch_size % processes:
@@ -112,3 +110,14 @@ def _device_choices(config: RunConfig) -> dict:
         # fewer of them; on a GPU that generator decides nothing.)
         "dataloader_persistent_workers": True,
     }
+
+
+def require_tracker(name: str) -> None:
+    """Refuse a tracker that transformers does not know, or whose package is missing."""
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        for callback in get_reporting_integration_callbacks([] if name == "none" else [name]):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"report_to is {name!r}: {first_line(error)}; install the tracker, or use none") from error

@@ -1,0 +1,70 @@
+"""Where things lie: the repository's own folders, and the folder that the name of a base model or data set means here.
+
+`config` checks names with it, `data` and `hub` open what it finds, records store what it makes portable.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHECKPOINTS = REPOSITORY / "checkpoints"
+RUNS = CHECKPOINTS / "runs"  # yours; git ignores it
+COMMITTED_RUNS = [CHECKPOINTS / profile for profile in ("mini-agnews", "mini")]
+MINI_NEWS = REPOSITORY / "lora_helpers" / "mini_news"
+
+ROBERTA_BASE = "FacebookAI/roberta-base"
+AG_NEWS = "fancyzhx/ag_news"
+ROBERTA_MINI = "checkpoints/roberta-mini"  # relative to the repository
+BUNDLED = "bundled"  # the corpus in MINI_NEWS
+
+# Variables that may name a folder to take the place of what the Hub calls so.
+STAND_INS = {ROBERTA_BASE: "ROBERTA_BASE_DIR", AG_NEWS: "AG_NEWS_DIR"}
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether `name` means a folder and not something on the Hub; the folder itself may still be missing."""
+    return name.startswith(("checkpoints/", ".", "/", "~")) or find_folder(name) is not None
+
+
+def find_folder(name: str) -> Path | None:
+    """The folder called `name`, seen from the working folder or from the repository; None if there is none."""
+    for candidate in (os.path.expanduser(name), REPOSITORY / name):
+        if os.path.isdir(candidate):  # False, never an error, for a name that no folder can have
+            return Path(candidate).resolve()
+    return None
+
+
+def local_folder(name: str, wanted: str) -> Path | None:
+    """The folder that the name of a base model or data set means here, None if it is a name on the Hub.
+
+    AG_NEWS_DIR and ROBERTA_BASE_DIR stand in for what they are called after. `wanted`: what the folder should hold.
+    """
+    variable = STAND_INS.get(name)
+    if variable and os.environ.get(variable):
+        folder = Path(os.environ[variable])
+        if not folder.is_dir():
+            raise InputError(f"{variable} is {str(folder)!r}, which is no folder; give one with {wanted}")
+        return folder
+    folder = find_folder(name)
+    if folder is None and is_folder_name(name):
+        raise InputError(f"folder {name!r} is missing; give one with {wanted}")
+    return folder
+
+
+def portable_name(name: str) -> str:
+    """A folder's path from the repository, which tells nothing above the folder that holds both; else the name itself."""
+    folder = None if name == BUNDLED else find_folder(name)
+    try:
+        return os.path.relpath(folder, REPOSITORY).replace(os.sep, "/") if folder else name
+    except ValueError:  # another drive of a Windows machine
+        return folder.name
+
+
+def relative_to_repository(path: Path) -> str:
+    """A path for a record: relative to the repository where it lies inside it, else its last part alone."""
+    path = path.resolve()
+    return path.relative_to(REPOSITORY).as_posix() if path.is_relative_to(REPOSITORY) else path.name

@@ -1,0 +1,1 @@
+"""For maintainers: how the bundled base model was made. Fine-tuning never runs it."""
