@@ -101,20 +101,29 @@ def load_base(
 
 
 def compute_first_token_alone(model: PreTrainedModel) -> AbstractContextManager:
-    """Behind its last attention, let a RoBERTa classifier compute `<s>` and no other token: its head reads nothing else.
+    """Behind its last attention, let a RoBERTa or MPNet classifier compute `<s>` alone: its head reads nothing else.
 
-    The last layer's output projection and feed-forward block, 9 of the 12 width x width products of a layer, are
-    done for one token instead of all. Logits and gradients stay the same; `last_hidden_state` has one token.
+    The last layer's feed-forward block and, in RoBERTa, the attention's output projection, 8 or 9 of the 12
+    width x width products of a layer, are done for one token instead of all. Logits and gradients stay the same;
+    `last_hidden_state` has one token.
 
     Returns:
         The hook's handle, which `with` removes at its end. For another kind of model nothing is done.
     """
-    from transformers import RobertaForSequenceClassification
+    from transformers import MPNetForSequenceClassification, RobertaForSequenceClassification
 
-    if not isinstance(model, RobertaForSequenceClassification):
+    if isinstance(model, RobertaForSequenceClassification):
+        behind_attention = model.roberta.encoder.layer[-1].attention.output
+    elif isinstance(model, MPNetForSequenceClassification):
+        behind_attention = model.mpnet.encoder.layer[-1].attention.LayerNorm
+    else:
         return nullcontext()
-    behind_attention = model.roberta.encoder.layer[-1].attention.output
-    return behind_attention.register_forward_pre_hook(lambda module, inputs: tuple(each[:, :1] for each in inputs))
+    return behind_attention.register_forward_pre_hook(_keep_first_token)
+
+
+def _keep_first_token(module, inputs: tuple) -> tuple:
+    """Of each hidden state <float32>[rows, tokens, width], the first token's; a hook, so at module level to be pickled."""
+    return tuple(each[:, :1] for each in inputs)
 
 
 def make_lora_config(config: RunConfig, heads: list[str]) -> LoraConfig:

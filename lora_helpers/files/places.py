@@ -17,12 +17,13 @@ COMMITTED_RUNS = [CHECKPOINTS / profile for profile in ("mini-agnews", "mini")]
 MINI_NEWS = REPOSITORY / "lora_helpers" / "mini_news"
 
 ROBERTA_BASE = "FacebookAI/roberta-base"
+MPNET_BASE = "sentence-transformers/all-mpnet-base-v2"
 AG_NEWS = "fancyzhx/ag_news"
 ROBERTA_MINI = "checkpoints/roberta-mini"  # relative to the repository
 BUNDLED = "bundled"  # the corpus in MINI_NEWS
 
 # Variables that may name a folder to take the place of what the Hub calls so.
-STAND_INS = {ROBERTA_BASE: "ROBERTA_BASE_DIR", AG_NEWS: "AG_NEWS_DIR"}
+STAND_INS = {ROBERTA_BASE: "ROBERTA_BASE_DIR", MPNET_BASE: "MPNET_BASE_DIR", AG_NEWS: "AG_NEWS_DIR"}
 
 
 def is_folder_name(name: str) -> bool:
@@ -41,7 +42,7 @@ def find_folder(name: str) -> Path | None:
 def local_folder(name: str, wanted: str) -> Path | None:
     """The folder that the name of a base model or data set means here, None if it is a name on the Hub.
 
-    AG_NEWS_DIR and ROBERTA_BASE_DIR stand in for what they are called after. `wanted`: what the folder should hold.
+    AG_NEWS_DIR, ROBERTA_BASE_DIR and MPNET_BASE_DIR stand in for what they are called after. `wanted`: what the folder should hold.
     """
     variable = STAND_INS.get(name)
     if variable and os.environ.get(variable):
