@@ -95,6 +95,42 @@ def calibration(probabilities: np.ndarray, references: np.ndarray) -> dict:
     return {"ece": float(error), "bins": bins}
 
 
+def compare(first: np.ndarray, second: np.ndarray, references: np.ndarray) -> dict:
+    """Two classifiers on the same rows, paired row by row: who is ahead, and by how much.
+
+    Args:
+        first, second, references: classes <int64>[n], as predicted by each and as they are.
+
+    Returns:
+        `difference` of accuracy (first minus second), its 95 % `interval` (Agresti and Min, Statistics in Medicine
+        2005, section 2.3: half a row added to each of the four cells), `p` of McNemar's exact test, and `verdict`,
+        the one standard for these words: "ahead" or "behind" where the interval excludes 0, else "not told apart".
+    """
+    from scipy.stats import binomtest, norm
+
+    right, other = first == references, second == references
+    wins, losses, n = int((right & ~other).sum()), int((other & ~right).sum()), len(references)
+    mean = (wins - losses) / (n + 2)
+    error = ((wins + losses + 1) / (n + 2) - mean**2) ** 0.5 / (n + 2) ** 0.5
+    low, high = mean - norm.ppf(0.975) * error, mean + norm.ppf(0.975) * error
+    return {
+        "difference": (wins - losses) / n,
+        "interval": [float(low), float(high)],
+        "p": float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
+        "verdict": "ahead" if low > 0 else "behind" if high < 0 else "not told apart",
+    }
+
+
+def to_digits(classes: np.ndarray) -> str:
+    """Predictions by row as a record stores them: a digit each. `from_digits` reads them."""
+    return "".join(map(str, np.asarray(classes).tolist()))
+
+
+def from_digits(digits: str) -> np.ndarray:
+    """Classes <int64>[n] of what `to_digits` wrote."""
+    return np.array(list(digits), dtype=np.int64)
+
+
 def trainer_metrics(prediction) -> dict[str, float]:
     """What the Trainer logs at every evaluation; `prediction.predictions` are logits <float32>[n, 4]."""
     result = metric().compute(predictions=prediction.predictions.argmax(axis=-1), references=prediction.label_ids)

@@ -22,7 +22,7 @@ from .checkpoints import Verification, load_checkpoint
 from .config import LABELS
 from .environment import best_device
 from .errors import InputError, first_line
-from .evaluation import calibration, metric
+from .evaluation import calibration, metric, to_digits
 from .field_checks import shown
 from .files.documents import read_texts
 from .model import longest_input
@@ -151,11 +151,11 @@ class Classifier:
 
 
 def evaluate_classifier(classifier: Classifier, rows: Dataset) -> dict:
-    """Every score of `scores`, and `calibration`, of a classifier on labelled rows (`text`, `label`)."""
+    """Every score of `scores`, `calibration` and `predictions` (a digit a row) on labelled rows (`text`, `label`)."""
     probabilities = classifier.predict_probabilities(rows["text"][:])
-    references = np.array(rows["label"][:])
-    result = metric().compute(predictions=probabilities.argmax(axis=1), references=references)
-    return result | {"calibration": calibration(probabilities, references)}
+    predictions, references = probabilities.argmax(axis=1), np.array(rows["label"][:])
+    result = metric().compute(predictions=predictions, references=references)
+    return result | {"calibration": calibration(probabilities, references), "predictions": to_digits(predictions)}
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:

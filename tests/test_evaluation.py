@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lora_helpers.evaluation import calibration, metric, scores
+from lora_helpers.evaluation import calibration, compare, from_digits, metric, scores, to_digits
 
 
 def test_scores_by_hand():
@@ -29,3 +29,36 @@ def test_calibration_by_hand():
     assert sum(b["count"] for b in found["bins"]) == 3
     sure = np.eye(4, dtype=np.float32)
     assert calibration(sure, np.arange(4))["ece"] == 0
+
+
+def test_two_classifiers_are_compared_row_by_row():
+    references = np.zeros(1000, dtype=int)
+    first, second = (np.array([0] * 960 + [1] * 40), np.array([0] * 900 + [1] * 100))
+    found = compare(first, second, references)
+    assert found["difference"] == pytest.approx(0.06) and found["verdict"] == "ahead"
+    assert found["p"] == pytest.approx(2 * 0.5**60)  # 60 rows against none
+    assert compare(second, first, references)["verdict"] == "behind"
+    # The same accuracies on rows that hardly overlap: the difference is as large, and far less sure.
+    apart = compare(first, second[::-1], references)
+    assert apart["difference"] == pytest.approx(0.06)
+    assert np.diff(apart["interval"]) > 1.4 * np.diff(found["interval"])
+    few = compare(np.array([0, 0, 1, 0]), np.array([0, 1, 1, 0]), np.zeros(4, dtype=int))
+    assert few["verdict"] == "not told apart" and few["p"] == 1.0
+    assert compare(first, first, references) | {"interval": 0} == {
+        "difference": 0.0, "interval": 0, "p": 1.0, "verdict": "not told apart",
+    }  # fmt: skip
+
+
+def test_the_paired_interval_covers_what_it_should():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        first, second = (rng.random(500) > 0.10).astype(int), (rng.random(500) > 0.12).astype(int)
+        low, high = compare(first, second, np.ones(500, dtype=int))["interval"]
+        covered += low <= 0.02 <= high
+    assert 0.92 < covered / 400 < 0.98
+
+
+def test_predictions_are_a_digit_a_row():
+    assert to_digits(np.array([0, 3, 1])) == "031"
+    assert from_digits("031").tolist() == [0, 3, 1]

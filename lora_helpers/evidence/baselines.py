@@ -1,0 +1,95 @@
+"""Linear models on TF-IDF: the bar that any transformer has to clear, chosen as carefully as ours.
+
+Features, model and C are chosen on a profile's validation rows; the winner is fitted on all its training rows, and again
+on the very rows that the profile's run saw. `rebuild` records both, with the prediction for every test row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..batching import LengthGroupedSampler
+from ..config import RunConfig, get_profile
+from ..data import load_ag_news, load_split, tokenize
+from ..evaluation import scores, to_digits
+from ..model import load_base
+
+FEATURES = {
+    "words and pairs of words": {"sublinear_tf": True, "ngram_range": (1, 2)},
+    "2 to 5 characters": {"sublinear_tf": True, "analyzer": "char_wb", "ngram_range": (2, 5), "min_df": 2},
+}
+STRENGTHS = {"linear SVM": (0.1, 0.3, 1.0), "logistic regression": (3.0, 10.0, 30.0)}  # C, inverse of the penalty
+
+
+def measure_baselines(profiles: tuple[str, ...] = ("mini", "mini-agnews", "mpnet-base")) -> dict[str, dict]:
+    """By profile: every choice that was tried, the one taken (`chosen`), and its scores on the test split.
+
+    `all_rows`: fitted on all training rows; `rows_seen`: on those in the batches of the profile's own run.
+    """
+    found, tried = {}, {}
+    for profile in profiles:
+        config = get_profile(profile)
+        splits = load_ag_news(config)
+        data = splits.fingerprints()["train"]  # two profiles may share their data, and with them the choice
+        tried[data] = tried.get(data) or _try_all(splits)
+        best = max(tried[data], key=lambda row: row["validation_accuracy"])
+        test = load_split(config.dataset, "test", config.dataset_revision)
+        seen = splits.train.select(rows_seen(config, splits.train))
+        found[profile] = {"tried": tried[data], "chosen": best} | {
+            name: _score(best, rows, test) for name, rows in (("all_rows", splits.train), ("rows_seen", seen))
+        }
+    return found
+
+
+def rows_seen(config: RunConfig, train) -> np.ndarray:
+    """Indices <int64> of the training rows in the batches of the run `config`, each once, in ascending order."""
+    _, tokenizer, _ = load_base(config.base_model, config.base_revision)
+    lengths = tokenize(train, tokenizer, config.max_length)["length"][:]
+    sampler = LengthGroupedSampler(lengths, config.batch_size, order=config.batch_order, seed=config.seed)
+    wanted, seen = config.max_steps * config.batch_size, []
+    while len(seen) < wanted:
+        sampler.set_epoch(len(seen) // len(train))
+        seen += list(sampler)
+    return np.unique(seen[:wanted])
+
+
+def _try_all(splits) -> list[dict]:
+    """Validation accuracy of every kind of features, of model, and every C."""
+    labels, rows = np.array(splits.validation["label"][:]), []
+    for features in FEATURES:
+        vectorizer = _vectorizer(features)
+        train, validation = (
+            vectorizer.fit_transform(splits.train["text"][:]),
+            vectorizer.transform(splits.validation["text"][:]),
+        )
+        for name, strengths in STRENGTHS.items():
+            for strength in strengths:
+                model = _linear_model(name, strength).fit(train, splits.train["label"][:])
+                accuracy = float((model.predict(validation) == labels).mean())
+                rows.append({"features": features, "model": name, "C": strength, "validation_accuracy": accuracy})
+    return rows
+
+
+def _score(choice: dict, rows, test) -> dict:
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(_vectorizer(choice["features"]), _linear_model(choice["model"], choice["C"]))
+    predictions = model.fit(rows["text"][:], rows["label"][:]).predict(test["text"][:])
+    result = scores(predictions, np.array(test["label"][:]))
+    kept = {key: result[key] for key in ("accuracy", "interval", "macro_f1")}
+    return {"train_rows": len(rows), "predictions": to_digits(predictions)} | kept
+
+
+def _vectorizer(features: str):
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(**FEATURES[features])
+
+
+def _linear_model(name: str, strength: float):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
+    return {"linear SVM": LinearSVC(C=strength, random_state=0)}.get(name) or LogisticRegression(
+        C=strength, max_iter=1000
+    )
