@@ -1,11 +1,13 @@
 """Helpers behind `roberta_lora_agnews.ipynb`: parameter-efficient fine-tuning of RoBERTa on AG News.
 
-Import from the modules (`from lora_helpers.training import train`); torch and transformers load when first needed.
+Import from the modules (`from lora_helpers.training.run import train`); torch and transformers load when first needed.
 """
 
 import logging
 import os
 import warnings
+
+__version__ = "1.0.0"  # also that of the installed package and of CITATION.cff
 
 
 def quiet() -> None:
