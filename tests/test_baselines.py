@@ -1,0 +1,45 @@
+"""The linear baselines: chosen on validation rows, fitted on the rows that a run saw."""
+
+import numpy as np
+import pytest
+
+from lora_helpers.config import get_profile
+from lora_helpers.data import load_ag_news, load_split
+from lora_helpers.evaluation import from_digits
+from lora_helpers.evidence import baselines
+
+
+def test_rows_seen_are_those_of_the_runs_own_batches(tiny_config):
+    train = load_ag_news(tiny_config).train
+    few = baselines.rows_seen(tiny_config.replace(max_steps=20, eval_steps=10, save_steps=10), train)
+    assert len(few) == 20 * 16 and few.tolist() == sorted(set(few.tolist()))
+    more = baselines.rows_seen(tiny_config.replace(max_steps=30, eval_steps=10, save_steps=10), train)
+    assert set(few) < set(more)
+    other = baselines.rows_seen(tiny_config.replace(max_steps=20, eval_steps=10, save_steps=10, seed=1), train)
+    assert set(other) != set(few)
+    assert len(baselines.rows_seen(tiny_config, train)) == len(train)  # 150 steps of 16 rows are three epochs
+
+
+@pytest.fixture(scope="module")
+def found():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "FEATURES", {"words and pairs of words": {"sublinear_tf": True}})
+        patch.setattr(baselines, "STRENGTHS", {"linear SVM": (1e-4, 1.0), "logistic regression": (3.0,)})
+        return baselines.measure_baselines(("mini",))["mini"]
+
+
+def test_the_choice_is_the_best_on_validation_rows_and_every_try_is_recorded(found):
+    assert [(row["model"], row["C"]) for row in found["tried"]] == [
+        ("linear SVM", 1e-4), ("linear SVM", 1.0), ("logistic regression", 3.0),
+    ]  # fmt: skip
+    accuracies = [row["validation_accuracy"] for row in found["tried"]]
+    assert found["chosen"]["validation_accuracy"] == max(accuracies) > min(accuracies)
+
+
+def test_predictions_by_row_give_the_recorded_accuracy(found):
+    labels = np.array(load_split(get_profile("mini").dataset, "test")["label"][:])
+    for part in ("all_rows", "rows_seen"):
+        predictions = from_digits(found[part]["predictions"])
+        assert (predictions == labels).mean() == pytest.approx(found[part]["accuracy"])
+        assert found[part]["accuracy"] > 0.8 > (predictions == labels[::-1]).mean()
+    assert found["rows_seen"]["train_rows"] == found["all_rows"]["train_rows"] == 840
