@@ -1,4 +1,4 @@
-"""Where code runs: Python, libraries, device, commit; and how that differs from what was tested.
+"""Where code runs and which code it is: Python, libraries, device, commit; and how that differs from what was tested.
 
 Nothing but the standard library is imported at the top, so that a missing package ends in a sentence.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -19,14 +20,20 @@ from .errors import InputError
 from .files.places import REPOSITORY
 
 LIBRARIES = (
-    *("transformers", "datasets", "evaluate", "accelerate", "peft", "torch"),
-    *("matplotlib", "pandas", "jupyter", "scikit-learn"),
+    *("transformers", "datasets", "evaluate", "accelerate", "peft", "torch", "tokenizers", "safetensors"),
+    *("numpy", "scikit-learn", "scipy", "pandas", "matplotlib"),
 )
+OPTIONAL_LIBRARIES = ("onnxruntime", "torchao")
 OLDEST_TESTED = {"transformers": "5.17", "torch": "2.11"}
+INSTRUCTION_SETS = (  # that decide which arithmetic is fast, as torch calls them
+    *("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8"),
+    *("neon", "bf16", "i8mm", "sve"),
+)
+CODE = ("lora_helpers", "requirements.txt")  # what computes
 
 
 def environment() -> dict:
-    """Python, libraries, device and commit. No host name, user name, path or environment variable."""
+    """Python, libraries, device and code. No host name, user name, path or environment variable."""
     import torch
 
     device = best_device().type
@@ -34,19 +41,55 @@ def environment() -> dict:
         device = torch.cuda.get_device_name()
     elif device == "cpu":
         device = f"CPU, {torch.get_num_threads()} threads"
-    changes = _git("status", "--porcelain")
+    capabilities = torch.cpu.get_capabilities()
+    optional = [name for name in OPTIONAL_LIBRARIES if _version(name)]
     faults, differences = compare_with_pins()
     return {
         "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {name: _version(name) for name in (*LIBRARIES, *optional)},
         "device": device,
         "processor": _processor(),
+        "instruction_sets": [name for name in INSTRUCTION_SETS if capabilities.get(name)],
         "cores": os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": None if changes is None else bool(changes),
+        **describe_code(),
         "other_than_pins": faults + differences,
     }
+
+
+def describe_code(repository: Path = REPOSITORY) -> dict:
+    """Which code computes: `commit`, `code_sha256`, and `code_committed`, whether the commit holds just that code.
+
+    Documents, figures and records do not count, which evidence itself rewrites. Without git, or for a copy unpacked
+    inside another repository, commit and `code_committed` are None.
+    """
+    digest = hashlib.sha256()
+    files = {path.relative_to(repository).as_posix(): path for path in (repository / CODE[0]).rglob("*.py")}
+    for name, path in [*sorted(files.items()), (CODE[1], repository / CODE[1])]:
+        if ".ipynb_checkpoints" not in name:  # Jupyter's copies, which git ignores
+            text = path.read_bytes().replace(b"\r\n", b"\n")  # the same on every system
+            digest.update(f"{name} {len(text)}\n".encode() + text)
+    top = _git(repository, "rev-parse", "--show-toplevel")
+    ours = bool(top) and os.path.samefile(top, repository)
+    changes = _git(repository, "status", "--porcelain", "--", *CODE) if ours else None
+    return {
+        "commit": _git(repository, "rev-parse", "--verify", "HEAD") if ours else None,
+        "code_sha256": digest.hexdigest(),
+        "code_committed": None if changes is None else not changes,
+    }
+
+
+def code_mark(environment: dict) -> str:
+    """What figures print of the code of a record: `code 1a2b3c4d5e`, with `, not committed` where that is so.
+
+    Records written before `code_sha256` was have the commit, and whether anything at all differed from it.
+    """
+    if "code_sha256" in environment:
+        mark, committed = f"code {environment['code_sha256'][:10]}", environment["code_committed"] is not False
+    else:
+        mark = f"commit {(environment['commit'] or 'unknown')[:10]}"
+        committed = not environment.get("uncommitted_changes")
+    return mark if committed else f"{mark}, not committed"
 
 
 def compare_with_pins() -> tuple[list[str], list[str]]:
@@ -55,7 +98,9 @@ def compare_with_pins() -> tuple[list[str], list[str]]:
     for pin in (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").split("\n"):
         name, _, wanted = pin.partition("==")
         found = _version(name) if wanted else None
-        if wanted and found is None:
+        if wanted and found is None and name == "jupyter":  # only gathers what a notebook that runs has already
+            differences.append(f"{name} is not installed")
+        elif wanted and found is None:
             faults.append(f"{name} is not installed")
         elif wanted and _numbers(found) < _numbers(OLDEST_TESTED.get(name, "0")):
             faults.append(f"{name} is {found}, wanted {OLDEST_TESTED[name]} or newer")
@@ -64,21 +109,24 @@ def compare_with_pins() -> tuple[list[str], list[str]]:
     return faults, differences
 
 
-def stamp() -> str:
-    """The environment in a few lines, for the top of the notebook.
+def require_packages() -> None:
+    """Refuse to go on without what is needed.
 
     Raises:
         InputError: a package is missing, or older than the oldest version that was tested.
     """
     faults, _ = compare_with_pins()
     if faults:
-        raise InputError(f"{'; '.join(faults)}; run: {Path(sys.executable).name} -m pip install -r requirements.txt")
+        install = "%pip install" if "ipykernel" in sys.modules else f"{sys.executable} -m pip install"
+        raise InputError(f"{'; '.join(faults)}; run: {install} -r requirements.txt")
+
+
+def stamp() -> str:
+    """The environment in a few lines, for the top of the notebook. Raises: as `require_packages`."""
+    require_packages()
     facts = environment()
     versions = " · ".join(f"{name} {version}" for name, version in facts["libraries"].items())
-    commit = (facts["commit"] or "no commit")[:12]
-    if facts["uncommitted_changes"]:
-        commit += " with uncommitted changes"
-    lines = [f"Python {facts['python']} on {facts['platform']} · {facts['device']} · {commit}", versions]
+    lines = [f"Python {facts['python']} on {facts['platform']} · {facts['device']} · {code_mark(facts)}", versions]
     if facts["other_than_pins"]:
         lines.append("Other than the pins: " + ", ".join(facts["other_than_pins"]))
     if not facts["device"].startswith("CPU"):
@@ -142,9 +190,9 @@ def _processor() -> str | None:
     return names[0] if names else platform.processor() or None
 
 
-def _git(*arguments: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(("git", *arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(("git", *arguments), cwd=folder, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a disk that takes its time
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .config import LABELS
+from .environment import code_mark
 from .records import read_record, training_rows, validation_rows
 
 if TYPE_CHECKING:
@@ -210,9 +211,7 @@ def make_axes(columns: int = 1, size=(7, 3.9), *, rows: int = 1):
 
 def save(figure: Figure, path: Path, source: str, environment: dict) -> None:
     """Write a PNG with its source in a small caption, and nothing in it that changes from day to day."""
-    commit = environment["commit"]
-    code = f"code {commit[:10]}" if commit else "code not committed"
-    figure.supxlabel(f"{source}, {code}", x=0.995, ha="right", fontsize=7, color=GREY)
+    figure.supxlabel(f"{source}, {code_mark(environment)}", x=0.995, ha="right", fontsize=7, color=GREY)
     figure.savefig(path, metadata={"Software": None})
 
 

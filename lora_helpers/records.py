@@ -19,8 +19,24 @@ SCHEMA = 1
 # What a run record must hold to be drawn and reported.
 REQUIRED = (
     *("schema", "profile", "config", "adapter_config", "base", "data", "environment", "parameters"),
-    *("log", "checkpoints", "shape", "lengths", "padding", "lora_norms", "timing"),
+    *("log", "checkpoints", "best_saved_step", "shape", "lengths", "padding", "lora_norms", "timing"),
 )
+
+
+class RunRecord(dict):
+    """A run record that shows itself in three lines, and not in the four hundred that it has."""
+
+    def __repr__(self) -> str:
+        last, best = validation_rows(self)[-1], self["best_saved_step"]
+        lines = [
+            f"{self['profile']}: {last['step']:,} steps in {self['timing']['seconds']:,.0f} s",
+            f"validation accuracy {last['eval_accuracy']:.4f}; of the saved checkpoints step {best:,} is best,"
+            f" {self['checkpoints'][str(best)]['validation_accuracy']:.4f}",
+        ]
+        if test := self.get("test"):
+            low, high = test["interval"]
+            shown = f"{test['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, {test['examples']:,} rows)"
+        return "\n".join([*lines, f"test accuracy {shown if test else 'not measured yet'}"])
 
 
 def write_record(run_dir: Path, record: dict) -> Path:
@@ -33,7 +49,7 @@ def write_record(run_dir: Path, record: dict) -> Path:
     return path
 
 
-def read_record(run_dir: Path | str) -> dict:
+def read_record(run_dir: Path | str) -> RunRecord:
     """The record of a run folder.
 
     Raises:
@@ -46,10 +62,10 @@ def read_record(run_dir: Path | str) -> dict:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); restore it or run again") from error
-    missing = [key for key in REQUIRED if key not in record]
+    missing = [key for key in REQUIRED if not isinstance(record, dict) or key not in record]
     if missing or record["schema"] != SCHEMA:
         raise InputError(f"{path}: not a run record of schema {SCHEMA} (missing: {', '.join(missing) or 'nothing'})")
-    return record
+    return RunRecord(record)
 
 
 def validation_rows(record: dict) -> list[dict]:

@@ -73,6 +73,19 @@ def test_the_committed_run_is_the_profile(profile):
         assert steps == [500, 1000, 1500, 2000, 2400]
 
 
+def test_a_record_shows_itself_in_three_lines():
+    from IPython.lib.pretty import pretty  # what a notebook shows
+
+    record = read_record(CHECKPOINTS / "mini-agnews")
+    lines = repr(record).split("\n")
+    assert pretty(record) == repr(record) and len(lines) == 3
+    assert lines[0].startswith("mini-agnews: 2,400 steps in ") and f"{record['test']['accuracy']:.4f}" in lines[2]
+    assert f"{record['checkpoints']['2400']['validation_accuracy']:.4f}" in lines[1]
+    assert json.loads(json.dumps(record)) == record and isinstance(record, dict)
+    del record["test"]
+    assert "not measured" in repr(record).split("\n")[2]
+
+
 @pytest.mark.parametrize("step", [500, 1000, 1500, 2000, 2400])
 def test_every_committed_checkpoint_predicts(step):
     classifier = Classifier.from_checkpoint(CHECKPOINTS / "mini-agnews" / f"checkpoint-{step}")

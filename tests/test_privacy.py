@@ -1,7 +1,6 @@
 """What is shown is escaped, and nothing of the machine or its user gets into what is written."""
 
 import json
-import os
 import re
 import socket
 
@@ -35,21 +34,30 @@ def written(tiny_run, tmp_path_factory):
     return {str(path.relative_to(tiny_run) if path.is_relative_to(tiny_run) else path.name): path for path in files}
 
 
+def find_secrets(path):
+    """What of the planted variables' names and values, and of the host, stands in a file."""
+    secrets, content = [*PLANTED.values(), *PLANTED, socket.gethostname()], path.read_bytes()
+    return [secret for secret in secrets if len(secret) > 4 and secret.encode() in content]
+
+
 def test_no_token_user_or_host_is_in_what_a_run_writes(written):
     assert {"run.json", "checkpoint-10/manifest.json", "checkpoint-10/trainer_state.json"} <= set(written)
     assert sum(name.endswith(".png") for name in written) >= 5
-    secrets = [*PLANTED.values(), *PLANTED, socket.gethostname()]
     for name, path in written.items():
-        content = path.read_bytes()
-        assert not [secret for secret in secrets if len(secret) > 4 and secret.encode() in content], name
+        assert not find_secrets(path), name
         if path.suffix == ".png":  # its words stand there uncompressed, so the search above does see them
-            assert not re.search(b"zTXt|iTXt", content), name
+            assert not re.search(b"zTXt|iTXt", path.read_bytes()), name
 
 
-def test_the_search_would_find_a_planted_value(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", PLANTED["HF_TOKEN"])
-    assert PLANTED["HF_TOKEN"] in json.dumps(dict(os.environ))
-    assert PLANTED["HF_TOKEN"] not in json.dumps(environment())
+def test_the_search_would_find_a_planted_value(written, tmp_path, monkeypatch):
+    """The control: a value that is written does turn up in the search above, in text, weights and pictures alike."""
+    for name in ("run.json", "checkpoint-10/adapter_model.safetensors", "run-loss.png"):
+        (tmp_path / "leak").write_bytes(written[name].read_bytes() + PLANTED["HF_TOKEN"].encode())
+        assert find_secrets(tmp_path / "leak") == [PLANTED["HF_TOKEN"]] and not find_secrets(written[name])
+    for name, value in PLANTED.items():
+        monkeypatch.setenv(name, value)
+    shown = json.dumps(environment())
+    assert not [value for value in PLANTED.values() if value in shown]
 
 
 def test_no_committed_text_names_a_path_of_a_machine():

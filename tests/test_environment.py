@@ -1,0 +1,116 @@
+"""What a record says about the code and the machine, and what is said where a package is missing."""
+
+import shutil
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from lora_helpers import environment
+from lora_helpers.errors import InputError
+from lora_helpers.files.places import REPOSITORY
+
+SECOND = "lora_helpers/evidence/second.py"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A small repository of the project's shape, all of it committed."""
+    folder = tmp_path / "project"
+    (folder / "lora_helpers" / "evidence").mkdir(parents=True)
+    contents = {"lora_helpers/first.py": "a = 1\nb = 2\n", SECOND: "c = 3\n", "requirements.txt": "torch==2\n"}
+    for name, text in (contents | {"README.md": "words\n"}).items():
+        (folder / name).write_bytes(text.encode())
+    git(folder, "init", "-q")
+    commit(folder)
+    return folder
+
+
+def git(folder, *arguments):
+    subprocess.run(("git", "-c", "user.name=n", "-c", "user.email=e", *arguments), cwd=folder, check=True)
+
+
+def commit(folder):
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "all")
+
+
+def test_committed_code_is_told_from_other_code_and_documents_do_not_count(repository):
+    first = environment.describe_code(repository)
+    assert first["code_committed"] is True and len(first["commit"]) == 40 and len(first["code_sha256"]) == 64
+    (repository / "README.md").write_text("other words\n")
+    assert environment.describe_code(repository) == first
+    commit(repository)
+    second = environment.describe_code(repository)
+    assert second["commit"] != first["commit"] and second["code_sha256"] == first["code_sha256"]
+    for name in (SECOND, "requirements.txt", "lora_helpers/third.py"):
+        (repository / name).write_text("d = 4\n")
+        third = environment.describe_code(repository)
+        assert third["code_committed"] is False and third["code_sha256"] != second["code_sha256"], name
+        commit(repository)
+        second = environment.describe_code(repository)
+        assert second == third | {"commit": second["commit"], "code_committed": True}
+
+
+def test_line_endings_change_nothing_and_a_move_between_files_does(repository):
+    before = environment.describe_code(repository)["code_sha256"]
+    for path in (*repository.rglob("*.py"), repository / "requirements.txt"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert environment.describe_code(repository)["code_sha256"] == before
+    (repository / "lora_helpers" / "first.py").write_bytes(b"a = 1\n")
+    (repository / SECOND).write_bytes(b"b = 2\nc = 3\n")
+    assert environment.describe_code(repository)["code_sha256"] != before
+
+
+def test_a_copy_inside_another_repository_has_no_commit(repository):
+    copy = repository / "unpacked"
+    shutil.copytree(repository, copy, ignore=shutil.ignore_patterns(".git"))
+    whole = environment.describe_code(repository)
+    assert environment.describe_code(copy) == {**whole, "commit": None, "code_committed": None}
+
+
+def test_the_mark_names_the_code_and_whether_it_was_committed():
+    new = {"commit": "c" * 40, "code_sha256": "1a2b3c4d5e6f", "code_committed": True}
+    assert environment.code_mark(new) == "code 1a2b3c4d5e"
+    assert environment.code_mark(new | {"code_committed": False}) == "code 1a2b3c4d5e, not committed"
+    assert environment.code_mark(new | {"commit": None, "code_committed": None}) == "code 1a2b3c4d5e"
+    old = {"commit": "c" * 40, "uncommitted_changes": False}
+    assert environment.code_mark(old) == "commit cccccccccc"
+    assert environment.code_mark(old | {"uncommitted_changes": True}) == "commit cccccccccc, not committed"
+    assert environment.code_mark({"commit": None, "uncommitted_changes": None}) == "commit unknown"
+
+
+def test_the_environment_is_that_of_this_project():
+    found = environment.environment()
+    assert {"scikit-learn", "tokenizers", "safetensors", "numpy"} <= found["libraries"].keys()
+    assert None not in found["libraries"].values()
+    assert found["code_sha256"] == environment.describe_code()["code_sha256"]
+    assert set(found["instruction_sets"]) <= set(environment.INSTRUCTION_SETS)
+    assert environment.code_mark(found).removesuffix(", not committed") in environment.stamp()
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_missing_package_ends_in_a_command_for_where_one_is(kernel, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    if not kernel:
+        monkeypatch.delitem(sys.modules, "ipykernel")
+    stock = environment._version
+    monkeypatch.setattr(environment, "_version", lambda name: None if name == "peft" else stock(name))
+    with pytest.raises(InputError) as caught:
+        environment.stamp()
+    install = "%pip install" if kernel else f"{sys.executable} -m pip install"
+    assert str(caught.value) == f"peft is not installed; run: {install} -r requirements.txt"
+
+
+def test_without_the_package_that_gathers_jupyters_parts_all_goes_on(monkeypatch):
+    stock = environment._version
+    monkeypatch.setattr(environment, "_version", lambda name: None if name == "jupyter" else stock(name))
+    assert "Other than the pins: jupyter is not installed" in environment.stamp()
+
+
+def test_the_sentence_about_missing_packages_needs_none(tmp_path):
+    """With the standard library alone; `-S` leaves out whatever pip has installed."""
+    code = "from lora_helpers import environment; environment.require_packages()"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "InputError: transformers is not installed; " in done.stderr and "torch is not installed" in done.stderr
