@@ -13,8 +13,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import quiet
-from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, RunConfig, get_profile, parse_field
+from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, RunConfig, get_profile
 from .errors import CheckFailed, InputError, nearest
+from .field_checks import parse_field
 from .files.places import REPOSITORY
 from .pretraining.config import PretrainingConfig
 from .processes import run_program

@@ -1,15 +1,15 @@
-"""What a run is: one frozen, validated `RunConfig`, and the four profiles that the project promises.
+"""What a run is: one frozen, validated `RunConfig`, and the profiles that the project promises.
 
 Everything else takes a `RunConfig`; nothing here loads torch, so errors in a configuration cost no time.
 """
 
 from __future__ import annotations
 
-import typing
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 
 from .errors import InputError, nearest
-from .field_checks import out_of_range, wrong_types
+from .field_checks import require_valid, setting
 from .files.places import AG_NEWS, BUNDLED, MPNET_BASE, ROBERTA_BASE, ROBERTA_MINI, is_folder_name, portable_name
 
 ROBERTA_BASE_REVISION = "e2da8e2f811d1448a5b465c236feacd80ffbac7b"
@@ -20,6 +20,9 @@ LABELS = ("World", "Sports", "Business", "Sci/Tech")  # label 0-3; the CSV files
 # Fields that change how a run is watched, not what it computes: a resumed run may differ in them.
 WATCHING_FIELDS = frozenset({"report_to", "eval_batch_size"})
 
+_data, _model, _lora = partial(setting, "data"), partial(setting, "model"), partial(setting, "LoRA")
+_optimisation, _batches = partial(setting, "optimisation"), partial(setting, "batches and evaluation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -29,54 +32,54 @@ class RunConfig:
         InputError: with every violation at once, if a field has the wrong type or is out of range.
     """
 
-    profile: str = "original"  # name of the profile this run started from
+    profile: str = setting("profile", "original", "name", "the profile that this run started from")
 
-    base_model: str = ROBERTA_BASE  # Hub name, or a folder (relative to here or to the repository)
-    base_revision: str | None = ROBERTA_BASE_REVISION  # commit on the Hub; None for a folder
-    base_dropout: float = 0.1  # probability; hidden states, attention and, as RoBERTa ties it to them, the head
-    random_base: bool = False  # True: same shape, random weights (a negative control, never a model to use)
+    dataset: str = _data(AG_NEWS, "name", 'Hub name, a folder with train.csv and test.csv, or "bundled"')
+    dataset_revision: str | None = _data(AG_NEWS_REVISION, "commit", "on the Hub; none for a folder", "commit")
+    validation_size: int = _data(640, "count", "taken from train, unless the data bring their own", "rows")
+    stratified: bool = _data(False, "flag", "the validation rows have the class shares of train")
+    split_seed: int = _data(42, "seed", "draws the validation rows, the same ones whatever the run's seed")
+    shuffled_labels: bool = _data(False, "flag", "training labels permuted (a negative control)")
+    max_length: int = _data(512, "length", "of an example, special ones included; the rest is cut off", "tokens")
 
-    dataset: str = AG_NEWS  # Hub name, a folder with train.csv and test.csv, or "bundled"
-    dataset_revision: str | None = AG_NEWS_REVISION  # commit on the Hub; None otherwise
-    validation_size: int = 640  # rows carved from train; ignored where the data brings its own validation rows
-    stratified: bool = False  # True: the validation rows have the class shares of train
-    split_seed: int = 42  # seed of the carving; not the run's seed, so that seeds share their validation rows
-    shuffled_labels: bool = False  # True: training labels permuted (a negative control)
-    max_length: int = 512  # tokens an example, special tokens included; the rest is cut off
+    base_model: str = _model(ROBERTA_BASE, "name", "Hub name, or a folder (from here or from the repository)")
+    base_revision: str | None = _model(ROBERTA_BASE_REVISION, "commit", "on the Hub; none for a folder", "commit")
+    base_dropout: float = _model(0.1, "share", "hidden states, attention and, as RoBERTa ties it, head", "probability")
+    random_base: bool = _model(False, "flag", "same shape, random weights (a negative control, never a model to use)")
 
-    lora_rank: int = 2  # r: rows of A, columns of B
-    lora_alpha: float = 4.0  # the update is scaled by alpha / r
-    lora_dropout: float = 0.05  # probability, on the input of A
-    lora_targets: tuple[str, ...] = ("query",)  # names of the linear layers that get an adapter
+    lora_rank: int = _lora(2, "rank", "r: rows of A, columns of B")
+    lora_alpha: float = _lora(4.0, "positive", "the update is scaled by alpha / r")
+    lora_dropout: float = _lora(0.05, "share", "on the input of A", "probability")
+    lora_targets: tuple[str, ...] = _lora(("query",), "name", "names of the linear layers that get an adapter")
 
-    batch_size: int = 16  # examples an optimizer step, over all processes
-    eval_batch_size: int = 64  # examples
-    batch_order: str = "random"  # "random" or "length-grouped"
+    max_steps: int = _optimisation(2400, "count", "length of the run", "optimizer steps")
+    learning_rate: float = _optimisation(5e-5, "positive", "at its peak")
+    lr_scheduler_type: str = _optimisation("linear", "scheduler", "decay after the warm-up")
+    warmup_steps: int = _optimisation(0, "not negative", "the rate rises from 0 during these", "optimizer steps")
+    weight_decay: float = _optimisation(0.0, "not negative", "of AdamW", "per unit of learning rate")
+    adam_beta1: float = _optimisation(0.9, "share", "decay of the first moment", "share a step")
+    adam_beta2: float = _optimisation(0.999, "share", "decay of the second moment", "share a step")
+    adam_epsilon: float = _optimisation(1e-8, "positive", "added to the root of the second moment")
+    max_grad_norm: float = _optimisation(1.0, "positive", "gradients are clipped to it", "L2 norm")
+    mixed_precision: bool = _optimisation(
+        False, "flag", "bfloat16 autocast on a GPU or CPU that computes it natively; weights stay float32"
+    )
+    label_smoothing_factor: float = _optimisation(
+        0.0, "share", "mass spread over all classes; the validation loss is smoothed too", "probability"
+    )
+    seed: int = _optimisation(42, "seed", "of weights, batch order and dropout")
 
-    max_steps: int = 2400  # optimizer steps
-    eval_steps: int = 100  # optimizer steps between two evaluations, and between two rows of the log
-    save_steps: int = 500  # optimizer steps between two checkpoints; one more is written at the end
-    learning_rate: float = 5e-5  # at its peak
-    lr_scheduler_type: str = "linear"  # decay after the warm-up
-    warmup_steps: int = 0  # optimizer steps
-    weight_decay: float = 0.0  # AdamW, per unit of learning rate
-    adam_beta1: float = 0.9  # decay of the first moment
-    adam_beta2: float = 0.999  # decay of the second moment
-    adam_epsilon: float = 1e-8  # added to the root of the second moment
-    max_grad_norm: float = 1.0  # L2 norm to which gradients are clipped
-    mixed_precision: bool = False  # True: bf16 autocast and TF32 on a GPU that has them; weights stay float32
-    label_smoothing_factor: float = 0.0  # probability mass spread over all classes
-    seed: int = 42  # of weights, batch order and dropout
-    report_to: str = "none"  # a tracker that transformers knows, e.g. "tensorboard"
+    batch_size: int = _batches(16, "count", "an optimizer step, over all processes", "examples")
+    batch_order: str = _batches("random", "batch order", "length-grouped pads less")
+    eval_batch_size: int = _batches(64, "count", "a batch of validation rows", "examples")
+    eval_steps: int = _batches(100, "count", "between two evaluations, and two rows of the log", "optimizer steps")
+    save_steps: int = _batches(500, "count", "between two checkpoints; one more at the end", "optimizer steps")
+    report_to: str = _batches("none", "name", 'a tracker that transformers knows, e.g. "tensorboard"')
 
     def __post_init__(self):
         if isinstance(self.lora_targets, list):  # as JSON gives it back
             object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
-        wrong = wrong_types(self)
-        problems = list(wrong.values()) + out_of_range(self, skip=set(wrong))
-        problems = problems or _at_odds(self)
-        if problems:
-            raise InputError("configuration: " + "; ".join(problems))
+        require_valid(self, "configuration", _at_odds)
 
     def to_dict(self) -> dict:
         """Plain values, as they go into JSON."""
@@ -111,24 +114,21 @@ def get_profile(name: str, **changes) -> RunConfig:
         InputError: unknown profile (the nearest is named), unknown field, or a value that does not fit.
     """
     if name not in PROFILES:
-        raise InputError(f"unknown profile {name!r}{nearest(name, PROFILES)}; there are {', '.join(PROFILES)}")
+        hint = f" (it is called {RENAMED[name]!r} now)" if name in RENAMED else nearest(name, PROFILES)
+        raise InputError(f"unknown profile {name!r}{hint}; there are {', '.join(PROFILES)}")
     return PROFILES[name].replace(**changes)
 
 
-def parse_field(config: type, name: str, text: str):
-    """`text` from the command line as the type of field `name` of `config`; what does not parse is returned as it
-    is, so that the validation of the configuration reports it beside everything else that is wrong."""
-    wanted = typing.get_type_hints(config)[name]
-    if wanted == tuple[str, ...]:
-        return tuple(part.strip() for part in text.split(","))
-    if wanted is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if wanted == str | None:
-        return None if text.lower() == "none" else text
-    try:
-        return wanted(text)
-    except ValueError:
-        return text
+def describe_fields(config) -> list[dict[str, str]]:
+    """What stands in a configuration: group, field, value, unit and help of each; values as `parse_field` reads them."""
+    rows = []
+    for each in fields(config):
+        value = getattr(config, each.name)
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        text = text.lower() if isinstance(value, bool | None) else text
+        about = {name: each.metadata[name] for name in ("unit", "help")}
+        rows.append({"group": each.metadata["group"], "field": each.name, "value": text, **about})
+    return rows
 
 
 def _at_odds(config: RunConfig) -> list[str]:
@@ -205,3 +205,4 @@ PROFILES = {
         eval_steps=250,  # on two cores, 2,000 rows take as long as 70 steps
     ),
 }
+RENAMED = {"full": "roberta-base"}  # in this field "full" is full fine-tuning

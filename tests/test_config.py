@@ -1,4 +1,5 @@
 import json
+from dataclasses import fields, make_dataclass
 
 import pytest
 
@@ -8,9 +9,11 @@ from lora_helpers.config import (
     ROBERTA_BASE_REVISION,
     InputError,
     RunConfig,
+    describe_fields,
     get_profile,
-    parse_field,
 )
+from lora_helpers.field_checks import RANGES, parse_field, require_valid, setting
+from lora_helpers.pretraining.config import PretrainingConfig
 
 
 def test_the_original_profile_is_the_published_recipe():
@@ -35,13 +38,20 @@ def test_our_headline_profiles_train_rank_2_on_query_for_2400_steps_of_16(profil
     assert (c.lora_rank, c.lora_targets, c.max_steps, c.batch_size, c.save_steps) == (2, ("query",), 2400, 16, 500)
 
 
+def test_full_is_called_roberta_base_now():
+    """In this field "full" is full fine-tuning; who types the old name is told the new one."""
+    with pytest.raises(InputError, match="unknown profile 'full' .it is called 'roberta-base' now.; there are mini, "):
+        get_profile("full")
+
+
 def test_an_unknown_profile_gets_the_nearest_known_one():
     with pytest.raises(InputError, match="did you mean 'mini'"):
         get_profile("minni")
 
 
 def test_a_hub_name_with_a_commit_is_taken():
-    assert get_profile("mini", base_model="someone/some-model", base_revision="abc").base_revision == "abc"
+    named = get_profile("mini", base_model="someone/some-model", base_revision="0a" * 20)
+    assert named.base_revision == "0a" * 20
 
 
 def test_another_data_set_drops_the_old_commit(tmp_path):
@@ -57,3 +67,59 @@ def test_another_data_set_drops_the_old_commit(tmp_path):
 )  # fmt: skip
 def test_the_command_line_gives_fields_their_type(name, text, value):
     assert parse_field(RunConfig, name, text) == value
+
+
+# A field is said once
+
+
+@pytest.mark.parametrize("config", [RunConfig, PretrainingConfig])
+def test_every_field_says_group_range_and_meaning(config):
+    for field in fields(config):
+        assert field.metadata["range"] in RANGES.values(), field.name
+        assert field.metadata["group"] and field.metadata["help"], field.name
+        assert field.metadata["help"] == field.metadata["help"].strip(".") and "|" not in field.metadata["help"]
+
+
+def test_a_field_without_a_range_cannot_be_made_or_checked():
+    """Never silently unchecked: no setting without the name of a range, no check of a field that is no setting."""
+    with pytest.raises(KeyError, match="steep"):
+        setting("data", 1, "steep", "how steep")
+    with pytest.raises(KeyError, match="range"):
+        require_valid(make_dataclass("Bare", [("steps", int, 3)])(), "bare", lambda config: [])
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_described_value_is_what_the_command_line_takes(profile):
+    rows = describe_fields(PROFILES[profile])
+    assert [row["field"] for row in rows] == list(PROFILES[profile].to_dict())
+    assert (
+        RunConfig(**{row["field"]: parse_field(RunConfig, row["field"], row["value"]) for row in rows})
+        == PROFILES[profile]
+    )
+
+
+def test_a_described_field_stands_in_its_group_with_unit_and_help():
+    rows = {row["field"]: row for row in describe_fields(PROFILES["mini"])}
+    assert rows["max_length"] == {
+        "group": "data", "field": "max_length", "value": "128", "unit": "tokens",
+        "help": "of an example, special ones included; the rest is cut off",
+    }  # fmt: skip
+    assert list(dict.fromkeys(row["group"] for row in rows.values())) == [
+        "profile", "data", "model", "LoRA", "optimisation", "batches and evaluation",
+    ]  # fmt: skip
+    assert (rows["base_revision"]["value"], rows["stratified"]["value"]) == ("none", "true")
+    assert "validation loss is smoothed too" in rows["label_smoothing_factor"]["help"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"vocab_size": 100}, "vocab_size is 100, wanted at least 261"),
+        ({"mask_share": 0.0}, "mask_share is 0.0, wanted above 0, below 1"),
+        ({"seed": -1, "hidden_size": "wide"}, "hidden_size is 'wide', wanted int; seed is -1, wanted 0 or more"),
+        ({"hidden_size": 250}, r"hidden_size is 250, wanted a multiple of num_attention_heads \(4\)"),
+    ],
+)
+def test_a_pretraining_field_out_of_range_is_named(changes, wanted):
+    with pytest.raises(InputError, match=f"^pretraining: {wanted}"):
+        PretrainingConfig(**changes)

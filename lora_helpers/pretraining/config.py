@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 
-from ..errors import InputError
-from ..field_checks import wrong_types
+from ..field_checks import require_valid, setting
+
+_model, _optimisation = partial(setting, "data and model"), partial(setting, "optimisation")
+_losses, _evaluation = partial(setting, "losses"), partial(setting, "evaluation")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
     """How the base is made. Its text is the training rows of `profile`, so its validation rows stay unseen."""
 
-    profile: str = "mini-agnews"  # whose training text is read
-    vocab_size: int = 16384  # byte-level BPE tokens
-    hidden_size: int = 256
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    max_length: int = 128  # tokens, special ones included; the rest is cut off
-    batch_tokens: int = 3072  # tokens an optimizer step
-    max_steps: int = 8000  # optimizer steps; 8,000 * 3,072 = 25 million tokens, 6 epochs
-    learning_rate: float = 1e-3  # at its peak, with linear decay to 0
-    warmup_steps: int = 400
-    weight_decay: float = 0.01
-    mask_share: float = 0.2  # of the tokens; 80 % become <mask>, 10 % another token, 10 % stay (Devlin et al. 2019)
-    words_weight: float = 0.5  # of the loss "words of the document from <s>"
-    contrast_weight: float = 0.5  # of the loss "which halves belong together"
-    temperature: float = 0.05  # of the contrastive softmax
-    embedding_scale: float = 0.05  # standard deviation of the initial token embeddings
-    eval_steps: int = 250  # optimizer steps between two rows of the log
-    save_steps: int = 500
-    seed: int = 42
+    profile: str = _model("mini-agnews", "name", "the profile whose training text is read")
+    vocab_size: int = _model(16384, "vocabulary", "of the tokenizer, a byte-level BPE", "tokens")
+    hidden_size: int = _model(256, "count", "width")
+    num_hidden_layers: int = _model(4, "count", "depth")
+    num_attention_heads: int = _model(4, "count", "share the width")
+    max_length: int = _model(128, "length", "of a document, special ones included; the rest is cut off", "tokens")
+    embedding_scale: float = _model(0.05, "positive", "standard deviation of the initial token embeddings")
+
+    max_steps: int = _optimisation(8000, "count", "8,000 * 3,072 tokens = 25 million, 6 epochs", "optimizer steps")
+    batch_tokens: int = _optimisation(3072, "count", "an optimizer step", "tokens")
+    learning_rate: float = _optimisation(1e-3, "positive", "at its peak; decays linearly to 0")
+    warmup_steps: int = _optimisation(400, "not negative", "the rate rises from 0 during these", "optimizer steps")
+    weight_decay: float = _optimisation(0.01, "not negative", "of AdamW", "per unit of learning rate")
+    seed: int = _optimisation(42, "seed", "of weights, batch order and masks")
+
+    # Of the masked tokens 80 % become <mask>, 10 % another token, 10 % stay (Devlin et al. 2019).
+    mask_share: float = _losses(0.2, "positive share", "of the tokens are to be guessed", "share")
+    words_weight: float = _losses(0.5, "not negative", 'of the loss "words of the document from <s>"')
+    contrast_weight: float = _losses(0.5, "not negative", 'of the loss "which halves belong together"')
+    temperature: float = _losses(0.05, "positive", "of the contrastive softmax")
+
+    eval_steps: int = _evaluation(250, "count", "between two rows of the log", "optimizer steps")
+    save_steps: int = _evaluation(500, "count", "between two checkpoints", "optimizer steps")
 
     def __post_init__(self):
-        problems = list(wrong_types(self).values()) or [
-            f"{name} is {value}, wanted a number above 0"
-            for name, value in asdict(self).items()
-            if not isinstance(value, str) and not value > 0
-        ]
-        if not problems and self.hidden_size % self.num_attention_heads:
-            problems = [f"hidden_size is {self.hidden_size}, wanted a multiple of {self.num_attention_heads} heads"]
-        if not problems:
-            problems = [
-                f"{name} is {getattr(self, name)}, wanted a multiple of eval_steps ({self.eval_steps})"
-                for name in ("max_steps", "save_steps")
-                if getattr(self, name) % self.eval_steps
-            ]
-        if problems:
-            raise InputError("pretraining: " + "; ".join(problems))
+        require_valid(self, "pretraining", _at_odds)
+
+
+def _at_odds(config: PretrainingConfig) -> list[str]:
+    """Violations that take two fields to see."""
+    problems = [
+        f"{name} is {getattr(config, name)}, wanted a multiple of eval_steps ({config.eval_steps})"
+        for name in ("max_steps", "save_steps")
+        if getattr(config, name) % config.eval_steps
+    ]
+    if config.hidden_size % config.num_attention_heads:
+        wanted = f"a multiple of num_attention_heads ({config.num_attention_heads})"
+        problems.append(f"hidden_size is {config.hidden_size}, wanted {wanted}")
+    return problems
