@@ -2,27 +2,28 @@
 PYTHON ?= python3
 PROFILE ?= mini
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+EXECUTE := $(BIN)/jupyter nbconvert --to notebook --config .ci/notebook.py
 export PROFILE
 
-.PHONY: run test lint drill evidence notebook figures report clean
+.PHONY: help run test lint evidence drill notebook figures report constraints clean
 
-# The second pass folds the progress bars' many states into their last one.
-EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.record_timing=False
-FOLD := $(BIN)/jupyter nbconvert --to notebook --inplace --CoalesceStreamsPreprocessor.enabled=True
+help:  ## show this list
+	@echo "make TARGET, first of all run or test; PROFILE=$(PROFILE)"
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 14
 
-run: .venv/installed  ## execute the notebook from top to bottom; the executed copy goes to checkpoints/runs/
-	mkdir -p checkpoints/runs
+run: .venv/installed  ## execute the notebook from top to bottom into checkpoints/runs/; PROFILE=mini-agnews for another profile
+	@mkdir -p checkpoints/runs
 	$(EXECUTE) --output-dir checkpoints/runs roberta_lora_agnews.ipynb
-	$(FOLD) checkpoints/runs/roberta_lora_agnews.ipynb
 
-test: .venv/installed-dev  ## run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: .venv/installed-dev  ## run the tests; TESTS='-m "not slow"' for the quick ones
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)
 
 lint: .venv/installed-dev  ## ruff, notebook included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-evidence: .venv/installed  ## rerun the committed runs, controls and baselines (needs AG News; PARTS="mini baselines")
+evidence: .venv/installed  ## rerun the committed runs, controls and baselines (needs AG News); PARTS="mini baselines" for some
 	$(BIN)/python -m lora_helpers evidence $(PARTS)
 	$(BIN)/python -m lora_helpers report
 
@@ -31,22 +32,24 @@ drill: .venv/installed-dev  ## kills, faults and bad input in full; the counts g
 
 notebook: .venv/installed  ## execute the committed notebook in place
 	$(EXECUTE) --inplace roberta_lora_agnews.ipynb
-	$(FOLD) roberta_lora_agnews.ipynb
 
-figures: .venv/installed
+figures: .venv/installed  ## redraw figures/ from the committed records
 	$(BIN)/python -m lora_helpers figures
 
-report: .venv/installed
+report: .venv/installed  ## write the records' numbers into README, notebook and cards
 	$(BIN)/python -m lora_helpers report
+
+constraints: .venv/installed-dev  ## write constraints.txt anew from what is installed
+	$(BIN)/python tests/pins.py
 
 clean:  ## remove the environment and your runs
 	rm -rf .venv checkpoints/runs
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) -r requirements.txt
 	touch $@
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	touch $@
