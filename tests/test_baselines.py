@@ -38,6 +38,7 @@ def test_the_choice_is_the_best_on_validation_rows_and_every_try_is_recorded(fou
 
 def test_predictions_by_row_give_the_recorded_accuracy(found):
     labels = np.array(load_split(get_profile("mini").dataset, "test")["label"][:])
+    assert from_digits(found["labels"]).tolist() == labels.tolist()
     for part in ("all_rows", "rows_seen"):
         predictions = from_digits(found[part]["predictions"])
         assert (predictions == labels).mean() == pytest.approx(found[part]["accuracy"])
