@@ -1,20 +1,16 @@
 """How good predictions are: accuracy with its interval, macro F1, per-class scores, confusion, calibration.
 
-`ClassificationMetric` serves the Trainer and `evaluate_classifier` alike, so that every accuracy in the project is
-computed by the same lines.
+`metric()` serves the Trainer and `evaluate_classifier` alike, so that every accuracy in the project is computed by the
+same lines.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .config import LABELS
-
-if TYPE_CHECKING:
-    pass
 
 BINS = 15  # of the reliability diagram; Guo et al. (ICML 2017), section 2
 
