@@ -179,8 +179,9 @@ def _figures(options) -> None:
     from .evidence.rebuild import draw
     from .figures import draw_figures
 
-    for path in draw_figures(options.run_dirs, options.output_dir) if options.run_dirs else draw(options.output_dir):
-        print(path)
+    drawn = draw_figures(options.run_dirs, options.output_dir)
+    files = [path for kinds in drawn.values() for path in kinds.values()] or draw(options.output_dir)
+    print(*files, sep="\n")
 
 
 def _verify(options) -> None:

@@ -1,187 +1,177 @@
-"""Every figure, from run records alone: no model, no data set, nothing random.
+"""Every figure of a run, from records alone: no model, no data set, nothing random.
 
-Called by `python -m lora_helpers figures` and by the notebook. Each `draw_…` function returns a matplotlib Figure.
+Called by `python -m lora_helpers figures` and by the notebook. Each `draw_…` function returns a matplotlib Figure that
+can be read at a width of 400 pixels, or None where the record has too little to show.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
-from .config import LABELS
+from .architecture import draw_architecture
+from .config import AG_NEWS, BUNDLED, LABELS
 from .environment import code_mark
-from .records import read_record, training_rows, validation_rows
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .files.places import CHECKPOINTS
+from .records import RECORD, read_evidence, read_record, training_rows, validation_rows
 
 # Okabe and Ito (2008): distinguishable with every common colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+SIZES = {"axes.titlesize": 14, "axes.labelsize": 13, "xtick.labelsize": 12, "ytick.labelsize": 12}  # points
+SMALL = 12  # points, of what stands inside a figure
 POLICIES = {
-    "block": "blocks of 1,000,\nlongest of block",
-    "fixed": "fixed 128",
-    "random": "random batches,\nlongest of batch",
-    "length-grouped": "length-grouped,\nlongest of batch",
+    "block": "blocks of 1,000 rows",
+    "fixed": "every row at 128",
+    "random": "random batches",
+    "length-grouped": "like lengths together",
 }
+ENOUGH_ROWS = 1000  # of a test split, for a reliability diagram to say anything
 
 
-def draw_figures(run_dirs: list[Path | str], output_dir: Path | str) -> list[Path]:
-    """Draw every figure of every run as `output_dir/RUN-FIGURE.png`; returns the files."""
-    output_dir = Path(output_dir)
+def draw_figures(run_dirs: list[Path | str], output_dir: Path | str) -> dict[str, dict[str, Path]]:
+    """Draw every figure of every run as `output_dir/RUN-KIND.png`; returns the files by run and kind."""
+    output_dir, drawn = Path(output_dir), {}
     output_dir.mkdir(parents=True, exist_ok=True)
-    written = []
     for run_dir in run_dirs:
-        record = read_record(run_dir)
-        name = Path(run_dir).resolve().name
-        for kind, draw in FIGURES.items():
-            if kind in ("confusion", "reliability") and "test" not in record:
-                continue  # the run has not been evaluated on its test split yet
-            path = output_dir / f"{name}-{kind}.png"
-            save(draw(record), path, f"run {name}, seed {record['config']['seed']}", record["environment"])
-            written.append(path)
-    return written
+        record, run = read_record(run_dir), Path(run_dir).resolve().name
+        figures = {kind: figure for kind, draw in FIGURES.items() if (figure := draw(record))}
+        drawn[run] = {kind: output_dir / f"{run}-{kind}.png" for kind in figures}
+        for kind, figure in figures.items():
+            save(figure, drawn[run][kind], f"run {run}, seed {record['config']['seed']}", record["environment"])
+    return drawn
 
 
 def draw_losses(record: dict) -> Figure:
-    """Training loss (mean over the steps since the last point) and validation loss, by step."""
+    """Training loss (its mean over the steps since the last point) and validation loss, by step."""
     figure, axes = make_axes()
-    train, validation = training_rows(record), validation_rows(record)
-    axes.plot(
-        _column(train, "step"),
-        _column(train, "loss"),
-        color=ORANGE,
-        ls="--",
-        marker=".",
-        label="training (running mean)",
-    )
-    axes.plot(
-        _column(validation, "step"), _column(validation, "eval_loss"), color=BLUE, marker="o", ms=4, label="validation"
-    )
-    axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats)", title="Loss")
-    axes.legend()
+    guess, last = np.log(len(LABELS)), record["config"]["max_steps"]
+    axes.axhline(guess, color=GREY, ls=":")
+    axes.text(last, guess - 0.02, "guessing: ln 4", ha="right", va="top", size=SMALL, color=GREY)
+    train = _columns(training_rows(record), "step", "loss")
+    axes.plot(*train, color=ORANGE, ls="--", marker=".", label="training, mean since last point")
+    validation = _columns(validation_rows(record), "step", "eval_loss")
+    axes.plot(*validation, color=BLUE, marker="o", ms=4, label="validation")
+    axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats)", title=f"Loss: {_name_data(record)}")
+    axes.set_ylim(0, max(1.45, *train[1], *validation[1]))
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.9), fontsize=SMALL)
     return figure
 
 
 def draw_accuracy(record: dict) -> Figure:
-    """Validation accuracy by step; saved checkpoints are marked."""
+    """Validation accuracy by step; on the very same rows, its range over seeds and what simpler models reach."""
     figure, axes = make_axes()
-    rows = validation_rows(record)
-    steps, accuracy = _column(rows, "step"), _column(rows, "eval_accuracy")
-    axes.plot(steps, accuracy, color=BLUE, marker=".", label="validation")
+    steps, accuracy = _columns(validation_rows(record), "step", "eval_accuracy")
+    evidence = read_evidence() if _has_rows_of_evidence(record) else {}
+    seeds = [run["curve"] for run in evidence.get(f"{record['profile']}-seeds", {}).get("runs", []) if "curve" in run]
+    if seeds:  # each [[step, accuracy], …]
+        (at, *_), (low, high) = (
+            np.array(seeds)[:, :, 0],
+            (f(np.array(seeds)[:, :, 1], axis=0) for f in (np.min, np.max)),
+        )
+        axes.fill_between(at, low, high, color=BLUE, alpha=0.2, lw=0, label=f"range of {len(seeds)} seeds")
+    axes.plot(steps, accuracy, color=BLUE, marker=".", label="LoRA and head")
     saved = [(int(s), c["validation_accuracy"]) for s, c in record["checkpoints"].items() if c["validation_accuracy"]]
     axes.plot(*zip(*saved, strict=True), ls="", marker="s", ms=8, mfc="none", color=ORANGE, label="saved checkpoint")
-    axes.set(xlabel="optimizer step", ylabel="share of validation rows right", title="Validation accuracy")
-    axes.legend(loc="lower right")
+    linear = evidence.get("baselines", {}).get(record["profile"], {}).get("chosen", {})
+    alone = evidence.get("head-only", {}) if record["profile"] == "mini-agnews" else {}
+    for label, found, style in (("linear model", linear, "--"), ("head alone", alone, ":")):
+        if value := found.get("validation_accuracy"):
+            axes.axhline(value, color=GREY, ls=style, label=f"{label}: {value:.3f}")
+    axes.set(xlabel="optimizer step", ylabel="share of rows right", title=f"Validation accuracy: {_name_data(record)}")
+    axes.set_ylim(min(0.7, *accuracy), 1)
+    axes.legend(loc="lower right", fontsize=SMALL)
     return figure
 
 
-def draw_architecture(record: dict) -> Figure:
-    """Where the rank-r update sits, with the true shapes of the run's model."""
-    shape, config = record["shape"], record["config"]
-    width, rank, counts = shape["hidden_size"], config["lora_rank"], record["parameters"]
-    sizes = {name: f"{shape[name][0]} x {shape[name][1]}" for name in ("W", "A", "B")}
-    head = ", ".join(f"{columns} x {rows}" for rows, columns in shape["head"])
-    layers = f"{shape['num_hidden_layers']} encoder layers\nwidth {width}\nfeed-forward {shape['feed_forward_size']:,}"
-    figure, axes = make_axes(size=(8, 4.6))
-    axes.set(xlim=(0, 16), ylim=(0, 9.2), title=f"LoRA in {shape['model_type']}: what is frozen, what is trained")
-    axes.axis("off")
-    box = _make_box(axes)
-    box(0.2, 0.3, 4.6, 1.2, f"token embeddings (frozen)\n{shape['vocab_size']:,} x {width}", GREY)
-    box(0.2, 2.2, 4.6, 3.6, f"{layers}\n(frozen)", GREY)
-    box(0.2, 6.6, 4.6, 1.8, f"classification head (trained)\n{head}\n{counts['head']:,} parameters", GREEN)
-    for low, high in ((1.5, 2.2), (5.8, 6.6)):
-        _arrow(axes, (2.5, low), (2.5, high))
-    targets = ", ".join(config["lora_targets"])
-    axes.text(11, 8.6, f"inside every layer, for: {targets}", ha="center", fontsize=11)
-    box(6.4, 3.2, 3.6, 2.2, f"W (frozen)\n{sizes['W']}", GREY)
-    box(11.4, 2.2, 4.2, 1.3, f"A (trained)\n{sizes['A']}", BLUE)
-    box(11.4, 5.0, 4.2, 1.3, f"B (trained, starts at 0)\n{sizes['B']}", BLUE)
-    axes.text(10.8, 0.7, f"x: {shape['W'][1]} numbers", ha="center", fontsize=11)
-    for end in ((8.2, 3.2), (13.5, 2.2)):
-        _arrow(axes, (10.8, 1.1), end)
-    _arrow(axes, (13.5, 3.5), (13.5, 5.0))
-    _arrow(axes, (8.2, 5.4), (10.5, 7.3))
-    _arrow(axes, (13.5, 6.3), (11.1, 7.3))
-    scale = f"{config['lora_alpha']:g}/{rank}"
-    axes.text(10.8, 7.6, f"h = W x + ({scale}) B A x", ha="center", fontsize=12)
-    axes.text(
-        10.8, 0.0, f"LoRA {counts['lora']:,} + head {counts['head']:,} = {counts['trainable']:,} trained "
-        f"of {counts['total']:,} ({100 * counts['trainable'] / counts['total']:.2f} %)", ha="center", fontsize=10,
-    )  # fmt: skip
-    return figure
-
-
-def draw_confusion(record: dict) -> Figure:
+def draw_confusion(record: dict) -> Figure | None:
     """Test rows by true and predicted class: counts, shaded by share of the true class."""
+    if "test" not in record:
+        return None
     counts = np.array(record["test"]["confusion"])
     share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    figure, axes = make_axes(size=(5.4, 4.8))
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure, axes = make_axes(size=(6.4, 5.6))
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
-        axes.text(
-            j,
-            i,
-            f"{count:,}\n{share[i, j]:.1%}",
-            ha="center",
-            va="center",
-            color="white" if share[i, j] > 0.5 else "black",
-        )
+        color = "white" if share[i, j] > 0.5 else "black"
+        axes.text(j, i, f"{count:,}\n{share[i, j]:.1%}", ha="center", va="center", color=color, size=13)
     axes.set_xticks(range(len(LABELS)), LABELS)
     axes.set_yticks(range(len(LABELS)), LABELS)
-    axes.set(xlabel="predicted class", ylabel="true class", title=f"Confusion on {counts.sum():,} test rows")
-    figure.colorbar(image, ax=axes, label="share of the true class")
+    axes.set(xlabel="predicted class", ylabel="true class", title=f"{counts.sum():,} test rows: {_name_data(record)}")
     return figure
 
 
-def draw_reliability(record: dict) -> Figure:
-    """Accuracy by confidence on the test split, with the number of rows behind each point."""
+def draw_reliability(record: dict) -> Figure | None:
+    """Accuracy by confidence on the test split, with Wilson's 95 % intervals, and below it the rows behind each point."""
+    if record.get("test", {}).get("examples", 0) < ENOUGH_ROWS:
+        return None
     calibration = record["test"]["calibration"]
-    confidence, accuracy, count = (
-        np.array(_column(calibration["bins"], k)) for k in ("confidence", "accuracy", "count")
-    )
-    enough = count >= 10  # fewer rows say nothing about a share; their bars stay
-    figure, axes = make_axes(size=(5.4, 4.8))
+    confidence, p, n = np.array(_columns(calibration["bins"], "confidence", "accuracy", "count"))
+    z = 1.96  # for 95 %
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
+    figure, (axes, strip) = make_axes(size=(6.4, 5.6), rows=2, height_ratios=(3, 1), sharex=True)
     axes.plot([0.25, 1], [0.25, 1], color=GREY, ls=":", label="perfectly calibrated")
-    axes.plot(
-        confidence[enough], accuracy[enough], color=BLUE, marker="o", label="this model (bins of 10 rows and more)"
-    )
-    rows = axes.twinx()
-    rows.bar(confidence, count, width=0.03, color=ORANGE, alpha=0.35)
-    rows.set(ylabel="test rows (bars, log scale)", yscale="log")
-    axes.set(xlabel="confidence (probability of the predicted class)", ylabel="share of rows right", ylim=(0, 1.02))
-    axes.set_title(f"Reliability: expected calibration error {calibration['ece']:.3f}")
-    axes.legend(loc="upper left", fontsize=9)
+    axes.plot(confidence, p, color=BLUE, ls="", marker="o", label="this model, 95 % intervals")
+    axes.vlines(confidence, centre - reach, centre + reach, color=BLUE)
+    title = f"Calibration error {calibration['ece']:.3f}: {_name_data(record)}"
+    axes.set(ylabel="share of rows right", ylim=(-0.03, 1.03), title=title)
+    axes.legend(loc="lower right", fontsize=SMALL)
+    strip.bar(confidence, n, width=0.03, color=GREY)
+    strip.set(xlabel="confidence in the predicted class", ylabel="rows", yscale="log")
     return figure
 
 
 def draw_lengths(record: dict) -> Figure:
-    """Token lengths of the training rows, and what four padding policies cost."""
-    tokens = np.array([int(length) for length in record["lengths"]])
-    counts = np.array(list(record["lengths"].values()))
-    figure, (left, right) = make_axes(columns=2, size=(9, 3.9))
-    left.bar(tokens, counts, width=1.0, color=BLUE)
-    mean = (tokens * counts).sum() / counts.sum()
-    left.axvline(mean, color=ORANGE, ls="--", label=f"mean {mean:.0f} tokens")
-    left.set(xlabel="tokens an example", ylabel="training rows", title="Length")
-    left.legend()
+    """Token lengths of the training rows, and what four policies of padding cost."""
+    tokens, counts = np.array([(int(length), count) for length, count in record["lengths"].items()]).T
+    mean, cut = (tokens * counts).sum() / counts.sum(), record["config"]["max_length"]
+    figure, (top, bottom) = make_axes(size=(6.4, 6.6), rows=2)
+    top.bar(tokens, counts, width=1.0, color=BLUE)
+    top.axvline(mean, color=ORANGE, ls="--", label=f"mean: {mean:.0f} tokens")
+    top.set(xlabel="tokens a row", ylabel="training rows", title=f"Lengths: {_name_data(record)}")
+    top.legend(loc="upper right", fontsize=SMALL)
+    title = "Cost of padding"
+    if tokens[-1] == cut:
+        title += f", rows cut at {cut} before"
+        note, place = f"cut at {cut}:\n{counts[-1]:,} rows", (cut, 0.4 * counts.max())
+        top.annotate(note, (cut, counts[-1]), place, ha="right", size=SMALL, arrowprops={"arrowstyle": "->"})
     cost = [record["padding"][name] for name in POLICIES]
-    bars = right.barh(list(POLICIES.values()), cost, color=[GREY, GREY, GREY, GREEN])
-    right.bar_label(bars, fmt="%.2f x", padding=3)
-    right.set(xlabel="processed tokens / real tokens", title="Cost of padding", xlim=(0, max(cost) * 1.2))
-    right.invert_yaxis()
+    bars = bottom.barh(list(POLICIES.values()), cost, color=[GREY, GREY, GREY, GREEN])
+    bottom.bar_label(bars, fmt="%.2f x", padding=3, size=SMALL)
+    bottom.set(xlabel="processed tokens / real tokens", title=title, xlim=(0, max(cost) * 1.2))
+    bottom.invert_yaxis()
     return figure
 
 
 def draw_norms(record: dict) -> Figure:
-    """Frobenius norm of (alpha / r) B A in every adapted layer."""
+    """The update (alpha / r) B A by layer: its singular values beside the largest of W, and its norm as a share of W's."""
     norms = record["lora_norms"]
+    parts = [
+        (next((part for part in name.split(".") if part.isdigit()), ""), name.rsplit(".", 1)[-1]) for name in norms
+    ]
+    targets, places = sorted({target for _, target in parts}), np.arange(len(norms))
     figure, axes = make_axes()
-    names = [_short(name) for name in norms]
-    axes.bar(names, list(norms.values()), color=BLUE)
-    axes.tick_params(axis="x", rotation=45 if len(names) > 6 else 0)
-    axes.set(xlabel="adapted layer", ylabel="||(alpha / r) B A||, Frobenius", title="How far each layer was moved")
+    if isinstance(next(iter(norms.values())), dict):
+        values, largest, relative = _columns(list(norms.values()), "singular_values", "largest_of_W", "relative")
+        for i, (color, name) in enumerate(((ORANGE, "1st"), ("#F0B48C", "2nd"))[: len(values[0])]):
+            axes.bar(places + 0.4 * i - 0.2, [v[i] for v in values], 0.4, color=color, label=f"{name} of the update")
+        axes.plot(places, largest, ls="", marker="_", ms=22, mew=3, color=GREY, label="1st of W itself")
+        for x, y, share in zip(places, np.maximum(largest, [v[0] for v in values]), relative, strict=True):
+            axes.text(x, y, f" {share:.0%}", rotation=90, ha="center", va="bottom", size=SMALL)
+        axes.margins(y=0.5)
+        axes.legend(loc="upper left", ncols=2, fontsize=SMALL)
+        axes.set(ylabel="singular value", title="The update; its norm in % of W's")
+    else:  # recorded before the singular values were
+        axes.bar(places, list(norms.values()), color=ORANGE)
+        axes.set(ylabel="Frobenius norm", title="Size of the update (alpha / r) B A")
+    axes.set_xlabel(f"layer ({', '.join(targets)})")
+    several = len(targets) > 1
+    axes.set_xticks(
+        places, [f"{layer} {target}" if several else layer for layer, target in parts], rotation=90 * several
+    )
     return figure
 
 
@@ -196,45 +186,29 @@ FIGURES = {
 }
 
 
-def make_axes(columns: int = 1, size=(7, 3.9), *, rows: int = 1):
-    """A figure of our style and its axes: large type, so that it can be read at half size."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    axes = figure.subplots(rows, columns)
-    for each in np.ravel(axes):
-        each.tick_params(labelsize=11)
-        each.xaxis.label.set_size(12)
-        each.yaxis.label.set_size(12)
-    return figure, axes
+def make_axes(columns: int = 1, size=(6.4, 4.2), *, rows: int = 1, **named):
+    """A figure of our style and its axes; `named` goes to `Figure.subplots`."""
+    with rc_context(SIZES | {"axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=size, dpi=130, layout="constrained")
+        return figure, figure.subplots(rows, columns, **named)
 
 
 def save(figure: Figure, path: Path, source: str, environment: dict) -> None:
     """Write a PNG with its source in a small caption, and nothing in it that changes from day to day."""
-    figure.supxlabel(f"{source}, {code_mark(environment)}", x=0.995, ha="right", fontsize=7, color=GREY)
+    figure.supxlabel(f"{source}, {code_mark(environment)}", x=0.995, ha="right", fontsize=9, color=GREY)
     figure.savefig(path, metadata={"Software": None})
 
 
-def _column(rows: list[dict], key: str) -> list[float]:
-    return [row[key] for row in rows]
+def _columns(rows: list[dict], *keys: str) -> list[list]:
+    return [[row[key] for row in rows] for key in keys]
 
 
-def _short(name: str) -> str:
-    """`roberta.encoder.layer.3.attention.self.query` as `3 query`."""
-    number = next((part for part in name.split(".") if part.isdigit()), "")
-    return f"{number} {name.rsplit('.', 1)[-1]}".strip()
+def _name_data(record: dict) -> str:
+    dataset = record["config"]["dataset"]
+    return {AG_NEWS: "AG News", BUNDLED: "bundled corpus"}.get(dataset, Path(dataset).name)
 
 
-def _make_box(axes):
-    from matplotlib.patches import FancyBboxPatch
-
-    def box(x, y, width, height, text, color):
-        patch = FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.08", fc=color + "33", ec=color, lw=2)
-        axes.add_patch(patch)
-        axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10)
-
-    return box
-
-
-def _arrow(axes, start, end) -> None:
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1.2})
+def _has_rows_of_evidence(record: dict) -> bool:
+    """Whether a run has the training and validation rows of its profile's committed run, which evidence is about."""
+    committed = CHECKPOINTS / record["profile"]
+    return (committed / RECORD).is_file() and read_record(committed)["data"]["sha256"] == record["data"]["sha256"]

@@ -29,8 +29,8 @@ def written(tiny_run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in PLANTED.items():
             patch.setenv(name, value)
-        figures = draw_figures([tiny_run], tmp_path_factory.mktemp("figures"))
-    files = [path for path in tiny_run.rglob("*") if path.is_file()] + figures
+        drawn = draw_figures([tiny_run], tmp_path_factory.mktemp("figures"))
+    files = [path for path in tiny_run.rglob("*") if path.is_file()] + list(drawn["run"].values())
     return {str(path.relative_to(tiny_run) if path.is_relative_to(tiny_run) else path.name): path for path in files}
 
 

@@ -174,10 +174,12 @@ def time_notebook() -> dict:
 
 def draw(output_dir: Path = REPOSITORY / "figures") -> list[Path]:
     """Every figure of the committed runs and of the evidence; returns the files."""
+    from ..architecture import draw_roberta_base
     from ..figures import draw_figures
     from .speed_figures import draw_benchmark_figures
 
-    return draw_figures(COMMITTED_RUNS, output_dir) + draw_benchmark_figures(read_evidence(), output_dir)
+    runs = [path for files in draw_figures(COMMITTED_RUNS, output_dir).values() for path in files.values()]
+    return [draw_roberta_base(output_dir), *runs, *draw_benchmark_figures(read_evidence(), output_dir)]
 
 
 PARTS = {
