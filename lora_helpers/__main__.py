@@ -1,147 +1,89 @@
-"""The command line: `python -m lora_helpers COMMAND …`. A thin face on the modules; every command is one function.
+"""The commands: `python -m lora_helpers COMMAND …`. Each calls the module that does the work, and prints.
 
-Errors of the user's end as one line on stderr with exit status 2, failed checks with 1.
+The wings of the maintainers are imported inside their commands alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import signal
 import sys
-from dataclasses import fields
+from argparse import ArgumentTypeError
 from pathlib import Path
 
-from . import quiet
-from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, RunConfig, get_profile
-from .errors import CheckFailed, InputError, nearest
-from .field_checks import parse_field
-from .files.places import REPOSITORY
-from .pretraining.config import PretrainingConfig
+from .command_line import command, main
+from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, LABELS, PROFILES, get_profile
+from .errors import InputError
+from .files.places import REPOSITORY, RUNS
 from .processes import run_program
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit status."""
-    quiet()
-    try:
-        options, unknown = _parser().parse_known_args(arguments)
-        if unknown:
-            flags = [_flag(name.removeprefix("field_")) for name in vars(options)]  # what this command has
-            raise InputError(f"unknown option {unknown[0]!r}{nearest(unknown[0], flags)}; --help lists them")
-        return options.run(options) or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except CheckFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        place, reason = error.filename or "writing", error.strerror or error
-        print(f"error: {place}: {reason}; check that it is there and may be read or written", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        if os.environ.get("RANK", "0") == "0":  # of several processes, which all are stopped, one says so
-            print(stop if str(stop) else "stopped", file=sys.stderr)
-        return 130
+TEXT_WIDTH = 44  # characters of a text in the table of predictions, which then fits a line of 80
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message):
-        raise InputError(f"{message}; {self.prog} --help shows what there is")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m lora_helpers", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    train = _add(commands, "train", _train, "fine-tune a profile")
-    train.add_argument("profile", help=", ".join(PROFILES))
-    train.add_argument("--output-dir", type=Path, help="default: the next free checkpoints/runs/PROFILE-N")
-    start = train.add_mutually_exclusive_group()
-    start.add_argument("--resume", action="store_true", help="continue the newest whole checkpoint of --output-dir")
-    start.add_argument("--resume-from", type=Path, metavar="CHECKPOINT", help="continue it into a new folder")
-    train.add_argument("--allow-other-data", action="store_true", help="resume although the data differ")
-    for field in fields(RunConfig):
-        if field.name != "profile":
-            train.add_argument(_flag(field.name), dest=f"field_{field.name}", metavar="VALUE")
-
-    evaluate = _add(commands, "evaluate", _evaluate, "score a checkpoint on labelled rows")
-    evaluate.add_argument("checkpoint", type=Path)
-    evaluate.add_argument("--data", default="bundled", help="hub, bundled, or a folder that holds test.csv")
-    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    evaluate.add_argument("--json", type=_new_file, metavar="FILE", help="write the scores there")
-
-    predict = _add(commands, "predict", _predict, "label texts, or a file of texts")
-    predict.add_argument("checkpoint", type=Path)
-    predict.add_argument("texts", nargs="*", metavar="TEXT")
-    predict.add_argument("--input", type=Path, metavar="FILE", help=".csv, .jsonl, .parquet or .txt")
-    predict.add_argument("--output", type=Path, metavar="FILE.csv")
-    predict.add_argument("--probabilities", action="store_true", help="add LabelName and one column a class")
-
-    figures = _add(commands, "figures", _figures, "draw the figures of runs from their records")
-    figures.add_argument("run_dirs", nargs="*", type=Path, metavar="RUN_DIR")
-    figures.add_argument("--output-dir", type=Path, default=REPOSITORY / "figures")
-
-    verify = _add(commands, "verify", _verify, "check a checkpoint: checksums, keys, shapes")
-    verify.add_argument("checkpoint", type=Path)
-
-    bench = _add(commands, "bench", _bench, "measure training and prediction beside what people use today")
-    bench.add_argument("--json", type=_new_file, metavar="FILE", help="write the record there")
-
-    pretrain = _add(commands, "pretrain", _pretrain, "rebuild the bundled base model from AG News text")
-    pretrain.add_argument("--output-dir", type=Path, help="default: checkpoints/runs/roberta-mini")
-    pretrain.add_argument("--resume", action="store_true", help="continue a run that was stopped")
-    for field in fields(PretrainingConfig):
-        pretrain.add_argument(_flag(field.name), dest=f"field_{field.name}", metavar="VALUE")
-
-    report = _add(commands, "report", _report, "write the records' numbers into README and model cards")
-    report.add_argument("--check", action="store_true", help="write nothing; exit 1 if a number differs")
-
-    evidence = _add(commands, "evidence", _evidence, "rerun the committed runs, controls and baselines")
-    evidence.add_argument("parts", nargs="*", metavar="PART", help="default: all of them")
-    return parser
+def _new_file(text: str) -> Path:
+    path = Path(text)
+    if path.exists() or not path.parent.is_dir():
+        raise ArgumentTypeError(f"{path} exists already, or its folder does not; name another file")
+    return path
 
 
-def _add(commands, name, run, help):
-    command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-    command.set_defaults(run=run)
-    return command
+CHECKPOINT = {"checkpoint": {"type": Path, "metavar": "CHECKPOINT", "help": "e.g. checkpoints/mini/checkpoint-300"}}
+JSON = {
+    "--json": {"dest": "json_file", "type": _new_file, "metavar": "FILE", "help": "write what is found there, as JSON"}
+}
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _typed_profile(words: list[str]):
+    return next((PROFILES[word] for word in words if word in PROFILES), PROFILES["original"])
 
 
-def _train(options) -> None:
+@command(
+    "mini --max-steps 60 --eval-steps 20 --save-steps 20 --seed 3",
+    {
+        "profile": {"metavar": "PROFILE", "help": ", ".join(PROFILES)},
+        "--output-dir": {"type": Path, "metavar": "DIR", "help": "default: the next free checkpoints/runs/PROFILE-N"},
+        "--resume": {"action": "store_true", "help": "continue the newest whole checkpoint of --output-dir"},
+        "--resume-from": {"type": Path, "metavar": "CHECKPOINT", "help": "continue it into a new folder"},
+        "--allow-other-data": {"action": "store_true", "help": "resume although the data differ"},
+    },
+    defaults=_typed_profile,
+)
+def train(profile, output_dir, resume, resume_from, allow_other_data, **fields) -> None:
+    """Fine-tune a profile. On two CPU cores mini takes about a minute, mini-agnews some; the others want a GPU."""
+    config = get_profile(profile, **fields)
+    if resume and resume_from:
+        raise InputError("--resume and --resume-from: give one of them")
+    if resume and not output_dir:
+        raise InputError("--resume continues the run of a folder; name it with --output-dir")
     from .processes import leads
     from .records import validation_rows
     from .training.run import next_run_dir, train
 
-    config = get_profile(options.profile, **_given_fields(options, RunConfig))
-    if options.resume and options.output_dir is None:
-        raise InputError("--resume continues the run of a folder; name it with --output-dir")
-    output_dir = options.output_dir or next_run_dir(config.profile)
-    start = {name: getattr(options, name) for name in ("resume", "resume_from", "allow_other_data")}
-    record = train(config, output_dir, **start)
+    output_dir = output_dir or next_run_dir(config.profile)
+    record = train(config, output_dir, resume=resume, resume_from=resume_from, allow_other_data=allow_other_data)
     last = validation_rows(record)[-1]
     if leads():
         print(f"{output_dir}: step {last['step']}, validation accuracy {last['eval_accuracy']:.4f}")
 
 
-def _evaluate(options) -> None:
+@command(
+    "checkpoints/mini/checkpoint-300 --data bundled --json scores.json",
+    CHECKPOINT | {
+        "--data": {"default": BUNDLED, "metavar": "hub|bundled|DIR", "help": "default: bundled"},
+        "--split": {"default": "test", "choices": ("train", "validation", "test"), "help": "default: test"},
+    } | JSON,
+)  # fmt: skip
+def evaluate(checkpoint, data, split, json_file) -> None:
+    """Score a checkpoint on labelled rows. The bundled rows take seconds, those of AG News' test about a minute."""
     from .data import load_split
     from .inference import evaluate_classifier
 
-    if options.data not in ("hub", BUNDLED) and not Path(options.data).is_dir():
-        raise InputError(f"--data is {options.data!r}, wanted hub, bundled or a folder with {options.split}.csv")
-    dataset = AG_NEWS if options.data == "hub" else options.data
-    rows = load_split(dataset, options.split, AG_NEWS_REVISION if options.data == "hub" else None)
-    scores = evaluate_classifier(_load(options.checkpoint), rows)
-    if options.json:
-        options.json.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    if data not in ("hub", BUNDLED) and not Path(data).is_dir():
+        raise InputError(f"--data is {data!r}, wanted hub, bundled or a folder with {split}.csv")
+    rows = load_split(AG_NEWS, split, AG_NEWS_REVISION) if data == "hub" else load_split(data, split, None)
+    scores = evaluate_classifier(_load(checkpoint), rows)
+    _write(json_file, scores)
     low, high = scores["interval"]
     print(f"accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, {scores['examples']} rows)")
     print(f"macro F1 {scores['macro_f1']:.4f}, expected calibration error {scores['calibration']['ece']:.4f}")
@@ -149,17 +91,43 @@ def _evaluate(options) -> None:
         print(f"{label:9} precision {each['precision']:.4f}  recall {each['recall']:.4f}  F1 {each['f1']:.4f}")
 
 
-def _predict(options) -> None:
-    if bool(options.texts) == bool(options.input) or bool(options.input) != bool(options.output):
-        raise InputError("predict: give either texts, or --input FILE with --output FILE.csv")
-    if options.texts and options.probabilities:
-        raise InputError("predict: --probabilities goes with --input; texts get a table of label, name, confidence")
-    classifier = _load(options.checkpoint)
-    if options.texts:
-        print(classifier.predict(options.texts)[["label", "name", "confidence"]].to_string(index=False))
-    else:
-        count = classifier.predict_file(options.input, options.output, probabilities=options.probabilities)
-        print(f"{options.output}: {count} documents labelled")
+@command(
+    'checkpoints/mini-agnews/checkpoint-2400 "Oil prices rise as stocks fall"',
+    CHECKPOINT | {
+        "texts": {"nargs": "*", "metavar": "TEXT", "help": "what to label; - reads a text a line from standard input"},
+        "--input": {"type": Path, "metavar": "FILE", "help": "label these texts: .csv, .jsonl, .parquet or .txt"},
+        "--output": {"type": Path, "metavar": "FILE.csv", "help": "where the labels of --input go, as ID,Label"},
+        "--json": {"dest": "as_json", "action": "store_true", "help": "print one JSON object a TEXT, a line each"},
+        "--probabilities": {"action": "store_true", "help": "one more column a class; a file gets LabelName too"},
+    },
+)  # fmt: skip
+def predict(checkpoint, texts, input, output, as_json, probabilities) -> None:
+    """Label texts, or a file of texts. With the bundled base two CPU cores label some hundred rows a second."""
+    if bool(texts) == bool(input) or bool(input) != bool(output) or (input and as_json):
+        raise InputError("predict: give either texts, or --input FILE with --output FILE.csv and without --json")
+    if texts == ["-"]:
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")  # what is not UTF-8 is noticed later
+        texts = [line.rstrip("\r\n") for line in sys.stdin]
+    classifier = _load(checkpoint)
+    if input:
+        count = classifier.predict_file(input, output, probabilities=probabilities)
+        print(f"{output}: {count} documents labelled")
+        return
+    table = classifier.predict(texts)
+    if probabilities:
+        table[list(LABELS)] = classifier.predict_probabilities(texts)
+    if as_json:
+        print(*map(json.dumps, table.to_dict("records")), sep="\n")
+        return
+    table["text"] = table["text"].map(_shorten)
+    width = table["text"].str.len().max()
+    print(table.to_string(index=False, formatters={"text": f"{{:{width}}}".format}))
+
+
+def _shorten(text: str) -> str:
+    """A text on one line of a table; what no terminal shows is `?`."""
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return text if len(text) <= TEXT_WIDTH else text[: TEXT_WIDTH - 1] + "…"
 
 
 def _load(checkpoint: Path):
@@ -175,40 +143,49 @@ def _show_notices(verification) -> None:
         print(f"notice: {notice}", file=sys.stderr)
 
 
-def _figures(options) -> None:
+def _write(path: Path | None, record: dict) -> None:
+    if path:
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+@command(
+    "checkpoints/runs/mini-1 --output-dir my-figures",
+    {
+        "run_dirs": {"nargs": "*", "type": Path, "metavar": "RUN_DIR", "help": "default: the committed runs"},
+        "--output-dir": {"type": Path, "metavar": "DIR", "default": REPOSITORY / "figures", "help": "default: figures"},
+    },
+)
+def figures(run_dirs, output_dir) -> None:
+    """Draw the figures of runs from their records."""
     from .evidence.rebuild import draw
     from .figures import draw_figures
 
-    drawn = draw_figures(options.run_dirs, options.output_dir)
-    files = [path for kinds in drawn.values() for path in kinds.values()] or draw(options.output_dir)
+    drawn = draw_figures(run_dirs, output_dir)
+    files = [path for kinds in drawn.values() for path in kinds.values()] or draw(output_dir)
     print(*files, sep="\n")
 
 
-def _verify(options) -> None:
+@command("checkpoints/mini/checkpoint-300", CHECKPOINT)
+def verify(checkpoint) -> None:
+    """Check a checkpoint that you kept or were given: checksums, the adapter's keys and shapes."""
     from .checkpoints import verify_checkpoint
 
-    found = verify_checkpoint(options.checkpoint)
+    found = verify_checkpoint(checkpoint)
     _show_notices(found)
     checksums = f"{found.files} checksums" if found.files else "no checksum to compare"
-    print(f"{options.checkpoint}: whole; {checksums}, {found.tensors} tensors as they should be")
+    print(f"{checkpoint}: whole; {checksums}, {found.tensors} tensors as they should be")
 
 
-def _new_file(text: str) -> Path:
-    path = Path(text)
-    if path.exists() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} exists already, or its folder does not; name another file")
-    return path
-
-
-def _bench(options) -> None:
+@command("--json bench.json", JSON)
+def bench(json_file) -> None:
+    """Measure training and prediction beside what people use today. Takes minutes of a machine without other work."""
     import pandas as pd
 
     from .environment import environment
     from .evidence.training_speed import run_benchmark
 
     record = run_benchmark() | {"environment": environment()}
-    if options.json:
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    _write(json_file, record)
     print(pd.DataFrame(record["rows"]).round(3).to_string(index=False))
     print(f"ceiling, a matrix product alone: {record['ceiling_gflops']:.0f} GFLOP/s")
     for model, trainer in record["trainer"].items():
@@ -216,34 +193,50 @@ def _bench(options) -> None:
         print(f"{model}: the Trainer adds {trainer['overhead']:.1%} to the step; rows labelled a second: {rates}")
 
 
-def _pretrain(options) -> None:
-    from .files.places import RUNS
+def _pretraining_defaults(words: list[str]):
+    from .pretraining.config import PretrainingConfig
+
+    return PretrainingConfig()
+
+
+@command(
+    "--output-dir checkpoints/runs/my-base",
+    {
+        "--output-dir": {"type": Path, "metavar": "DIR", "help": "default: checkpoints/runs/roberta-mini"},
+        "--resume": {"action": "store_true", "help": "continue a run that was stopped"},
+    },
+    defaults=_pretraining_defaults,
+)
+def pretrain(output_dir, resume, **fields) -> None:
+    """Rebuild the bundled base model from AG News text. Takes more than an hour of two CPU cores."""
+    from .pretraining.config import PretrainingConfig
     from .pretraining.run import pretrain
 
-    output_dir = options.output_dir or RUNS / "roberta-mini"
-    record = pretrain(PretrainingConfig(**_given_fields(options, PretrainingConfig)), output_dir, resume=options.resume)
-    last = [row for row in record["log"] if "eval_masked_loss" in row][-1]
-    print(f"{output_dir}: base model and record written; loss on validation text {last['eval_masked_loss']:.3f} nats")
+    output_dir = output_dir or RUNS / "roberta-mini"
+    log = pretrain(PretrainingConfig(**fields), output_dir, resume=resume)["log"]
+    loss = [row["eval_masked_loss"] for row in log if "eval_masked_loss" in row][-1]
+    print(f"{output_dir}: base model and record written; loss on validation text {loss:.3f} nats")
 
 
-def _given_fields(options, config) -> dict:
-    """The fields of a configuration that the command line gives, with their types."""
-    given = {field.name: getattr(options, f"field_{field.name}", None) for field in fields(config)}
-    return {name: parse_field(config, name, text) for name, text in given.items() if text is not None}
+@command("mini baselines", {"parts": {"nargs": "*", "metavar": "PART", "help": "default: all of them"}})
+def evidence(parts) -> None:
+    """Rerun the committed runs, controls and baselines, for maintainers. Takes hours and rewrites checkpoints/."""
+    from .evidence.rebuild import rebuild
+
+    rebuild(parts)
 
 
-def _report(options) -> None:
+@command("--check", {"--check": {"action": "store_true", "help": "write nothing; exit 1 if a number differs"}})
+def report(check) -> None:
+    """Write the records' numbers into README and model cards, for maintainers."""
     from .evidence.report import update_documents
 
-    for path in update_documents(check=options.check):
+    for path in update_documents(check=check):
         print(f"{path}: numbers written")
 
 
-def _evidence(options) -> None:
-    from .evidence.rebuild import rebuild
-
-    rebuild(options.parts)
-
-
 if __name__ == "__main__":
+    if "RANK" not in os.environ:  # a launcher's process may wait for another, and then no Python runs
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly end, as after Ctrl-C
+    sys.stdout.reconfigure(errors="backslashreplace")  # what this terminal cannot show
     run_program(main)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 
 from .errors import InputError, nearest
-from .field_checks import require_valid, setting
+from .field_checks import BATCH_ORDERS, SCHEDULERS, require_valid, setting
 from .files.places import AG_NEWS, BUNDLED, MPNET_BASE, ROBERTA_BASE, ROBERTA_MINI, is_folder_name, portable_name
 
 ROBERTA_BASE_REVISION = "e2da8e2f811d1448a5b465c236feacd80ffbac7b"
@@ -35,26 +35,30 @@ class RunConfig:
     profile: str = setting("profile", "original", "name", "the profile that this run started from")
 
     dataset: str = _data(AG_NEWS, "name", 'Hub name, a folder with train.csv and test.csv, or "bundled"')
-    dataset_revision: str | None = _data(AG_NEWS_REVISION, "commit", "on the Hub; none for a folder", "commit")
+    dataset_revision: str | None = _data(
+        AG_NEWS_REVISION, "commit", "commit on the Hub; none for a folder", "40 hex digits"
+    )
     validation_size: int = _data(640, "count", "taken from train, unless the data bring their own", "rows")
     stratified: bool = _data(False, "flag", "the validation rows have the class shares of train")
     split_seed: int = _data(42, "seed", "draws the validation rows, the same ones whatever the run's seed")
     shuffled_labels: bool = _data(False, "flag", "training labels permuted (a negative control)")
-    max_length: int = _data(512, "length", "of an example, special ones included; the rest is cut off", "tokens")
+    max_length: int = _data(512, "length", "longest example, special tokens included; the rest is cut off", "tokens")
 
     base_model: str = _model(ROBERTA_BASE, "name", "Hub name, or a folder (from here or from the repository)")
-    base_revision: str | None = _model(ROBERTA_BASE_REVISION, "commit", "on the Hub; none for a folder", "commit")
-    base_dropout: float = _model(0.1, "share", "hidden states, attention and, as RoBERTa ties it, head", "probability")
+    base_revision: str | None = _model(ROBERTA_BASE_REVISION, "commit", "commit on the Hub, or none", "40 hex digits")
+    base_dropout: float = _model(
+        0.1, "share", "of hidden states, attention and, as RoBERTa ties it, head", "probability"
+    )
     random_base: bool = _model(False, "flag", "same shape, random weights (a negative control, never a model to use)")
 
     lora_rank: int = _lora(2, "rank", "r: rows of A, columns of B")
     lora_alpha: float = _lora(4.0, "positive", "the update is scaled by alpha / r")
-    lora_dropout: float = _lora(0.05, "share", "on the input of A", "probability")
+    lora_dropout: float = _lora(0.05, "share", "of the input of A", "probability")
     lora_targets: tuple[str, ...] = _lora(("query",), "name", "names of the linear layers that get an adapter")
 
     max_steps: int = _optimisation(2400, "count", "length of the run", "optimizer steps")
     learning_rate: float = _optimisation(5e-5, "positive", "at its peak")
-    lr_scheduler_type: str = _optimisation("linear", "scheduler", "decay after the warm-up")
+    lr_scheduler_type: str = _optimisation("linear", "scheduler", f"after the warm-up: {', '.join(SCHEDULERS)}")
     warmup_steps: int = _optimisation(0, "not negative", "the rate rises from 0 during these", "optimizer steps")
     weight_decay: float = _optimisation(0.0, "not negative", "of AdamW", "per unit of learning rate")
     adam_beta1: float = _optimisation(0.9, "share", "decay of the first moment", "share a step")
@@ -69,9 +73,9 @@ class RunConfig:
     )
     seed: int = _optimisation(42, "seed", "of weights, batch order and dropout")
 
-    batch_size: int = _batches(16, "count", "an optimizer step, over all processes", "examples")
-    batch_order: str = _batches("random", "batch order", "length-grouped pads less")
-    eval_batch_size: int = _batches(64, "count", "a batch of validation rows", "examples")
+    batch_size: int = _batches(16, "count", "of an optimizer step, over all processes", "examples")
+    batch_order: str = _batches("random", "batch order", f"{' or '.join(BATCH_ORDERS)}, which pads less")
+    eval_batch_size: int = _batches(64, "count", "of a step of the validation", "examples")
     eval_steps: int = _batches(100, "count", "between two evaluations, and two rows of the log", "optimizer steps")
     save_steps: int = _batches(500, "count", "between two checkpoints; one more at the end", "optimizer steps")
     report_to: str = _batches("none", "name", 'a tracker that transformers knows, e.g. "tensorboard"')
@@ -147,50 +151,23 @@ def _at_odds(config: RunConfig) -> list[str]:
 
 
 _MINI = RunConfig(
-    profile="mini",
-    base_model=ROBERTA_MINI,
-    base_revision=None,
-    base_dropout=0.0,
-    dataset=BUNDLED,
-    dataset_revision=None,
-    validation_size=120,
-    stratified=True,
-    max_length=128,
-    batch_order="length-grouped",
-    max_steps=300,
-    eval_steps=20,
-    save_steps=100,
-    learning_rate=1e-3,
-    warmup_steps=20,
-    mixed_precision=True,
-)
-
+    profile="mini", base_model=ROBERTA_MINI, base_revision=None, base_dropout=0.0,
+    dataset=BUNDLED, dataset_revision=None, validation_size=120, stratified=True, max_length=128,
+    learning_rate=1e-3, warmup_steps=20, mixed_precision=True, batch_order="length-grouped",
+    max_steps=300, eval_steps=20, save_steps=100,
+)  # fmt: skip
 _ROBERTA_BASE = RunConfig(
-    profile="roberta-base",
-    base_dropout=0.0,
-    validation_size=2000,
-    stratified=True,
-    max_length=256,
-    batch_order="length-grouped",
-    learning_rate=5e-4,
-    warmup_steps=100,
-    mixed_precision=True,
-)
+    profile="roberta-base", base_dropout=0.0, validation_size=2000, stratified=True, max_length=256,
+    learning_rate=5e-4, warmup_steps=100, mixed_precision=True, batch_order="length-grouped",
+)  # fmt: skip
 
 PROFILES = {
     # The notebook's default: everything in the repository, no network, about a minute on two CPU cores.
     "mini": _MINI,
     # The same small base on real AG News; its five checkpoints are committed.
     "mini-agnews": _MINI.replace(
-        profile="mini-agnews",
-        dataset=AG_NEWS,
-        dataset_revision=AG_NEWS_REVISION,
-        validation_size=2000,
-        max_steps=2400,
-        eval_steps=100,
-        save_steps=500,
-        learning_rate=2e-3,
-        warmup_steps=100,
+        profile="mini-agnews", dataset=AG_NEWS, dataset_revision=AG_NEWS_REVISION, validation_size=2000,
+        learning_rate=2e-3, warmup_steps=100, max_steps=2400, eval_steps=100, save_steps=500,
     ),
     # The published course recipe, number by number (the defaults above).
     "original": RunConfig(),
@@ -198,11 +175,8 @@ PROFILES = {
     "roberta-base": _ROBERTA_BASE,
     # Our recipe on another encoder of roberta-base's width and depth, whose adapters and head are as many numbers.
     "mpnet-base": _ROBERTA_BASE.replace(
-        profile="mpnet-base",
-        base_model=MPNET_BASE,
-        base_revision=MPNET_BASE_REVISION,
-        lora_targets=("q",),
+        profile="mpnet-base", base_model=MPNET_BASE, base_revision=MPNET_BASE_REVISION, lora_targets=("q",),
         eval_steps=250,  # on two cores, 2,000 rows take as long as 70 steps
     ),
-}
+}  # fmt: skip
 RENAMED = {"full": "roberta-base"}  # in this field "full" is full fine-tuning

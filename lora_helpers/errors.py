@@ -30,7 +30,7 @@ class Stopped(KeyboardInterrupt):
 
 def nearest(name: str, known) -> str:
     """A hint at the known name that is most like `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -1,4 +1,4 @@
-"""A field of a configuration, said once: `setting` holds its default, range, help and unit.
+"""A field of a configuration, said once: `setting` holds its default, range, meaning and unit.
 
 `RunConfig` and `PretrainingConfig` are made of settings; the checks here, `--help` and the notebook's table read them.
 """
@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import re
 import sys
-import types
-import typing
 from collections.abc import Callable
 from dataclasses import field, fields
+from typing import Any
 
 from .errors import InputError
 
 BATCH_ORDERS = ("random", "length-grouped")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 LARGEST = sys.float_info.max  # beyond it an int, which has no bound, is no float any more
-
 
 # What a field may take: in words, and as a test. NaN fails every comparison, so it fails here too.
 RANGES = {
@@ -40,7 +38,24 @@ RANGES = {
         lambda value: value is None or re.fullmatch("[0-9a-f]{40}", value),
     ),
 }
-_IN_WORDS = {str: "a name", type(None): "nothing"}
+
+# The same for the annotated types, and how the command line's text is read; an empty name is none.
+TYPES = {
+    "int": ("int", lambda value: isinstance(value, int) and not isinstance(value, bool), int),
+    "float": ("float", lambda value: isinstance(value, int | float) and not isinstance(value, bool), float),
+    "bool": ("bool", lambda value: isinstance(value, bool), lambda text: {"true": True, "false": False}[text.lower()]),
+    "str": ("a name", lambda value: isinstance(value, str) and value, str),
+    "str | None": (
+        "a name or nothing",
+        lambda value: value is None or (isinstance(value, str) and value),
+        lambda text: None if text.lower() == "none" else text,
+    ),
+    "tuple[str, ...]": (
+        "one or more names",
+        lambda value: isinstance(value, tuple) and value and all(isinstance(name, str) and name for name in value),
+        lambda text: tuple(name.strip() for name in text.split(",")),
+    ),
+}
 
 
 def setting(group: str, default, range: str, help: str, unit: str = ""):
@@ -49,14 +64,20 @@ def setting(group: str, default, range: str, help: str, unit: str = ""):
     return field(default=default, metadata={"group": group, "range": RANGES[range], "help": help, "unit": unit})
 
 
-def require_valid(config, what: str, at_odds: Callable[[typing.Any], list[str]]) -> None:
-    """Check types, ranges and, if these hold, what takes two fields to see (`at_odds`).
+def require_valid(config, what: str, at_odds: Callable[[Any], list[str]]) -> None:
+    """Check the type and range of every field and, if these hold, what takes two fields to see (`at_odds`).
 
     Raises:
         InputError: with every violation, behind `what` the configuration is called.
     """
-    wrong = wrong_types(config)
-    problems = list(wrong.values()) + out_of_range(config, skip=set(wrong)) or at_odds(config)
+    wrong_types, out_of_range = [], []
+    for each in fields(config):
+        value = getattr(config, each.name)
+        for problems, (wanted, holds, *_) in ((wrong_types, TYPES[each.type]), (out_of_range, each.metadata["range"])):
+            if not holds(value):
+                problems.append(f"{each.name} is {shown(value)}, wanted {wanted}")
+                break
+    problems = wrong_types + out_of_range or at_odds(config)
     if problems:
         raise InputError(f"{what}: " + "; ".join(problems))
 
@@ -66,46 +87,11 @@ def shown(value) -> str:
     return " ".join(repr(value).split())[:80]
 
 
-def wrong_types(config) -> dict[str, str]:
-    """Violations of the annotated types, by field; an empty name is one."""
-    problems = {}
-    for name, wanted in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if wanted == tuple[str, ...]:
-            fits = isinstance(value, tuple) and value and all(isinstance(v, str) and v for v in value)
-            wanted_name = "one or more names"
-        else:
-            options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-            numbers = (int, float) if float in options else ()
-            fits = isinstance(value, (*options, *numbers)) and (bool in options or not isinstance(value, bool))
-            fits = fits and not (isinstance(value, str) and not value)
-            wanted_name = " or ".join(_IN_WORDS.get(option, option.__name__) for option in options)
-        if not fits:
-            problems[name] = f"{name} is {shown(value)}, wanted {wanted_name}"
-    return problems
-
-
-def out_of_range(config, skip: set[str]) -> list[str]:
-    """Violations of the ranges, of every field not in `skip`; a field that is no `setting` is a KeyError."""
-    checked = [(each.name, getattr(config, each.name), *each.metadata["range"]) for each in fields(config)]
-    return [
-        f"{name} is {shown(value)}, wanted {wanted}"
-        for name, value, wanted, holds in checked
-        if name not in skip and not holds(value)
-    ]
-
-
 def parse_field(config: type, name: str, text: str):
     """`text` from the command line as the type of field `name` of `config`; what does not parse is returned as it
     is, so that the validation of the configuration reports it beside everything else that is wrong."""
-    wanted = typing.get_type_hints(config)[name]
-    if wanted == tuple[str, ...]:
-        return tuple(part.strip() for part in text.split(","))
-    if wanted is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if wanted == str | None:
-        return None if text.lower() == "none" else text
+    read = TYPES[config.__annotations__[name]][2]
     try:
-        return wanted(text)
-    except ValueError:
+        return read(text)
+    except (ValueError, KeyError):
         return text

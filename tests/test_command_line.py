@@ -1,12 +1,23 @@
 import csv
+import io
 import json
+import re
+import resource
+import shlex
+import signal
 import subprocess
 import sys
+import time
+import tomllib
 
 import pytest
 
+from lora_helpers import __version__
 from lora_helpers.__main__ import main
+from lora_helpers.command_line import COMMANDS
+from lora_helpers.config import PROFILES, RunConfig, describe_fields
 from lora_helpers.files.places import REPOSITORY
+from lora_helpers.pretraining.config import PretrainingConfig
 
 CHECKPOINT = str(REPOSITORY / "checkpoints" / "mini" / "checkpoint-300")
 
@@ -67,3 +78,196 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
     assert run(*arguments) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error and error.startswith("error: ")
+
+
+# Help
+
+
+def help_of(capsys, *command):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert not stop.value.code
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command_has_an_example_that_parses(name, capsys):
+    """Parsed for certain: with one more word that no command knows, that word alone is refused."""
+    example = f"python -m lora_helpers {name} {COMMANDS[name].example}"
+    assert f"example: {example}" in help_of(capsys, name)
+    assert run(*shlex.split(example)[3:], "--xyzzy") == 2
+    assert "unknown option '--xyzzy'; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "bench", "pretrain", "evidence"])
+def test_help_of_what_takes_long_says_how_long(name, capsys):
+    assert re.search("minute|hour", help_of(capsys, name))
+
+
+def test_the_overview_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    assert set(COMMANDS) <= set(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "config"),
+    [
+        *((("train", profile), PROFILES[profile]) for profile in PROFILES),
+        (("train",), RunConfig()),
+        (("pretrain",), PretrainingConfig()),
+    ],
+)
+def test_help_shows_every_field_with_meaning_unit_and_default(command, config, capsys):
+    shown = help_of(capsys, *command).replace("- ", "-")  # words that argparse broke at a hyphen
+    for row in describe_fields(config):
+        if row["group"] != "profile":
+            about = f"[{', '.join(filter(None, (row['unit'], 'default ' + row['value'])))}]"
+            line = f"--{row['field'].replace('_', '-')} X {row['help']} {about}"
+            assert line.replace("- ", "-") in shown and f" {row['group']}: " in shown
+
+
+def test_help_takes_under_three_tenths_of_a_second_of_a_core():
+    def seconds():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        arguments = [sys.executable, "-m", "lora_helpers", "train", "--help"]
+        subprocess.run(arguments, cwd=REPOSITORY, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "lora_helpers.__version__"}
+
+
+# Slips of the finger
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("trian", "mini"), "unknown command 'trian' (did you mean 'train'?)"),
+        (("xyzzy",), "unknown command 'xyzzy'; there are train, "),
+        (("--verison",), "unknown option '--verison' (did you mean '--version'?)"),
+        (("train", "full"), "it is called 'roberta-base' now"),
+        (("train", "mini", "--learning-rat=1"), "unknown option '--learning-rat=1' (did you mean '--learning-rate'?)"),
+        (("train", "mini", "--run"), "unknown option '--run'"),
+        (("verify", CHECKPOINT, "--json"), "unknown option '--json'; "),  # which evaluate has, and predict
+        (("verify", CHECKPOINT, CHECKPOINT), "unknown argument 'checkpoints"),
+        (("train", "mini", "--resume", "--resume-from", "x", "--output-dir", "x"), "give one of them"),
+    ],
+)
+def test_a_slip_of_the_finger_gets_a_hint(arguments, message, capsys):
+    assert run(*arguments) == 2
+    assert message.replace("checkpoints", str(REPOSITORY / "checkpoints")) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_hints_name_only_options_of_the_command_and_never_the_word_itself(name, capsys):
+    known = set(re.findall(r"--[a-z0-9-]+", help_of(capsys, name)))
+    for other in {flag for command in COMMANDS.values() for flag in command.arguments if flag.startswith("--")}:
+        for typed in {other, other + "s", other[:-1]} - known:
+            assert run(name, *shlex.split(COMMANDS[name].example), typed) == 2
+            hint = re.search(r"did you mean '(.*?)'", capsys.readouterr().err)
+            assert hint is None or (hint[1] in known and hint[1] != typed)
+
+
+# Nothing but Python
+
+
+@pytest.mark.parametrize("name", COMMANDS.keys() - {"report"})  # which reads records and documents alone
+def test_with_nothing_installed_a_command_says_so_in_one_line(name):
+    arguments = ["-S", "-E", "-m", "lora_helpers", name, *shlex.split(COMMANDS[name].example)]
+    done = subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ") and "torch is not installed; " in done.stderr
+    assert f"run: {sys.executable} -m pip install -r requirements.txt" in done.stderr
+    assert "ModuleNotFoundError" not in done.stderr
+
+
+def test_with_nothing_installed_help_and_slips_are_answered():
+    def said(*arguments):
+        command = [sys.executable, "-S", "-E", "-m", "lora_helpers", *arguments]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    status, text = said("train", "mini", "--help")
+    assert status == 0 and "--learning-rate X" in text
+    assert said("train", "mini", "--lora-rank", "0") == (2, "error: configuration: lora_rank is 0, wanted 1 to 4096\n")
+
+
+# Texts
+
+TEXTS = ("The striker scored twice in the final minutes of the match", "The probe reached Mars")
+
+
+def test_the_table_shows_the_texts_first_and_shortened(capsys):
+    assert run("predict", CHECKPOINT, *TEXTS, "one\nline \x1b[31m only") == 0
+    head, first, second, third = capsys.readouterr().out.splitlines()
+    assert head.split() == ["text", "label", "name", "confidence"]
+    assert first.startswith("The striker scored twice in the final minut… ") and "Sports" in first
+    assert second.startswith("The probe reached Mars    ") and "Sci/Tech" in second
+    assert third.startswith("one line ?[31m only ") and max(map(len, (head, first, second, third))) <= 80
+
+
+def test_probabilities_are_columns_of_texts_too(capsys):
+    assert run("predict", CHECKPOINT, "--probabilities", *TEXTS) == 0
+    head, first, _ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["text", "label", "name", "confidence", "World", "Sports", "Business", "Sci/Tech"]
+    values = [float(value) for value in first.split()[-5:]]
+    assert values[0] == max(values[1:]) and sum(values[1:]) == pytest.approx(1, abs=1e-4)
+
+
+def test_json_is_an_object_a_line_wherever_the_option_stands(capsys):
+    assert run("predict", CHECKPOINT, "--json", *TEXTS) == 0
+    printed = capsys.readouterr().out
+    rows = [json.loads(line) for line in printed.splitlines()]
+    assert [(row["text"], row["label"], row["name"]) for row in rows] == [
+        (TEXTS[0], 1, "Sports"),
+        (TEXTS[1], 3, "Sci/Tech"),
+    ]
+    assert all(set(row) == {"text", "label", "name", "confidence"} for row in rows)
+    assert run("predict", "--json", CHECKPOINT, *TEXTS) == 0 and capsys.readouterr().out == printed
+    assert run("predict", CHECKPOINT, *TEXTS, "--json", "--probabilities") == 0
+    assert set(json.loads(capsys.readouterr().out.splitlines()[0])) > {"World", "Sports", "Business", "Sci/Tech"}
+
+
+def test_a_dash_reads_a_text_a_line(capsys, monkeypatch):
+    given = b"\xef\xbb\xbfThe striker scored\r\n\nnot UTF-8: \xff\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="ascii"))
+    assert run("predict", CHECKPOINT, "-", "--json") == 0
+    texts = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert texts == ["The striker scored", "", "not UTF-8: ?"]
+
+
+# Interrupts
+
+
+def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("lora_helpers.checkpoints.verify_checkpoint", interrupted)
+    assert run("verify", CHECKPOINT) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.slow
+def test_sigterm_ends_predict_in_order_and_leaves_no_file(tmp_path):
+    """Sent once the partial file is there; without it the command would go on for minutes."""
+    (tmp_path / "in.txt").write_text("a text that is labelled again and again\n" * 500_000)
+    arguments = ["predict", CHECKPOINT, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.csv"]
+    command = [sys.executable, "-m", "lora_helpers", *arguments]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.splitlines()[-1] == "stopped", said
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]

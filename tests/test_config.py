@@ -85,7 +85,7 @@ def test_a_field_without_a_range_cannot_be_made_or_checked():
     with pytest.raises(KeyError, match="steep"):
         setting("data", 1, "steep", "how steep")
     with pytest.raises(KeyError, match="range"):
-        require_valid(make_dataclass("Bare", [("steps", int, 3)])(), "bare", lambda config: [])
+        require_valid(make_dataclass("Bare", [("steps", "int", 3)])(), "bare", lambda config: [])
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -102,7 +102,7 @@ def test_a_described_field_stands_in_its_group_with_unit_and_help():
     rows = {row["field"]: row for row in describe_fields(PROFILES["mini"])}
     assert rows["max_length"] == {
         "group": "data", "field": "max_length", "value": "128", "unit": "tokens",
-        "help": "of an example, special ones included; the rest is cut off",
+        "help": "longest example, special tokens included; the rest is cut off",
     }  # fmt: skip
     assert list(dict.fromkeys(row["group"] for row in rows.values())) == [
         "profile", "data", "model", "LoRA", "optimisation", "batches and evaluation",

@@ -20,7 +20,7 @@ class PretrainingConfig:
     hidden_size: int = _model(256, "count", "width")
     num_hidden_layers: int = _model(4, "count", "depth")
     num_attention_heads: int = _model(4, "count", "share the width")
-    max_length: int = _model(128, "length", "of a document, special ones included; the rest is cut off", "tokens")
+    max_length: int = _model(128, "length", "longest document, special tokens included; the rest is cut off", "tokens")
     embedding_scale: float = _model(0.05, "positive", "standard deviation of the initial token embeddings")
 
     max_steps: int = _optimisation(8000, "count", "8,000 * 3,072 tokens = 25 million, 6 epochs", "optimizer steps")

@@ -1,0 +1,138 @@
+"""From what was typed to a call, and from what went wrong to one line and an exit status; `__main__` has the commands.
+
+Nothing here loads a library, so that help and a slip of the finger are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+from typing import NamedTuple
+
+from . import __version__, quiet
+from .config import describe_fields
+from .errors import CheckFailed, InputError, nearest
+from .field_checks import parse_field
+
+PROGRAM = "python -m lora_helpers"
+COMMANDS: dict[str, Command] = {}
+
+
+class Command(NamedTuple):
+    """A function that is called with its arguments by name; its docstring says what it does."""
+
+    call: Callable
+    example: str
+    arguments: dict[str, dict]  # name or flag -> what argparse's `add_argument` takes
+    defaults: Callable | None  # from what was typed to the configuration whose fields are options too
+
+
+def command(example: str, arguments: dict[str, dict], *, defaults: Callable | None = None) -> Callable:
+    """Make the decorated function the command of its name."""
+
+    def register(call: Callable) -> Callable:
+        COMMANDS[call.__name__] = Command(call, example, arguments, defaults)
+        return call
+
+    return register
+
+
+def main(words: list[str] | None = None) -> int:
+    """Carry out what was typed. The exit status is 1 for a failed check, 2 for bad input, 130 for an interrupt."""
+    try:
+        _call(*_parse(sys.argv[1:] if words is None else words))
+        return 0
+    except InputError as error:
+        return _say(f"error: {error}", 2)
+    except CheckFailed as error:
+        return _say(f"failed: {error}", 1)
+    except BrokenPipeError:  # `… | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return 0
+    except OSError as error:
+        place, reason = error.filename or "writing", error.strerror or error
+        return _say(f"error: {place}: {reason}; check that it is there and may be read or written", 2)
+    except KeyboardInterrupt as stop:
+        first = os.environ.get("RANK", "0") == "0"  # of several processes, which all are stopped, one says so
+        return _say(str(stop) or "stopped", 130) if first else 130
+
+
+def _call(function: Callable, values: dict) -> None:
+    quiet()
+    try:
+        function(**values)
+        sys.stdout.flush()
+    except ImportError:
+        from .environment import require_packages
+
+        require_packages()  # says in one sentence what is missing
+        raise
+
+
+def _say(sentence: str, status: int) -> int:
+    print(sentence, file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, which hint at an option that this command has, and examples left in one piece."""
+
+    def __init__(self, **details):
+        super().__init__(**details, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def parse(self, words: list[str]) -> dict:
+        options, unknown = self.parse_known_intermixed_args(words)  # `predict CHECKPOINT --json TEXT` too
+        if unknown:
+            kind = "option" if unknown[0].startswith("-") else "argument"
+            hint = nearest(unknown[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unknown {kind} {unknown[0]!r}{hint}")
+        return vars(options)
+
+    def error(self, message):
+        raise InputError(f"{message}; {self.prog} --help shows what there is")
+
+
+def _parse(words: list[str]) -> tuple[Callable, dict]:
+    """What to call, and with which arguments. Raises: SystemExit after --help and --version."""
+    name, *rest = words or ["--help"]
+    if name.startswith("-"):
+        _overview().parse([name])
+    if name not in COMMANDS:
+        raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
+    call, example, arguments, defaults = COMMANDS[name]
+    prog, example = f"{PROGRAM} {name}", f"example: {PROGRAM} {name} {example}"
+    parser = _Parser(prog=prog, description=call.__doc__, epilog=example)
+    for argument, details in arguments.items():
+        parser.add_argument(argument, **details)
+    if defaults:
+        words_alone = "".join(f"{argument.upper()} " for argument in arguments if not argument.startswith("-"))
+        parser.usage = f"{prog} {words_alone}[OPTION …] [--FIELD X …]"
+        _add_fields(parser, defaults(rest))
+    return call, parser.parse(rest)
+
+
+def _add_fields(parser: _Parser, config) -> None:
+    """An option for each field, its group as a heading, with the defaults of `config`."""
+    rows = [row for row in describe_fields(config) if row["group"] != "profile"]  # which is an argument of its own
+    for group, its_rows in groupby(rows, key=lambda row: row["group"]):
+        section = parser.add_argument_group(group)
+        for row in its_rows:
+            details = ", ".join(filter(None, (row["unit"], f"default {row['value']}")))
+            section.add_argument(
+                "--" + row["field"].replace("_", "-"), metavar="X", default=argparse.SUPPRESS,
+                type=partial(parse_field, type(config), row["field"]), help=f"{row['help']} [{details}]".replace("%", "%%"),
+            )  # fmt: skip
+
+
+def _overview() -> _Parser:
+    parser = _Parser(
+        prog=PROGRAM, usage=f"{PROGRAM} COMMAND …",
+        description="Fine-tune RoBERTa on news with LoRA; evaluate, predict with and pass on what was trained.",
+        epilog="\n".join(f"{name:10}{each.call.__doc__.partition('.')[0]}" for name, each in COMMANDS.items()),
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
