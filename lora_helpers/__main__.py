@@ -187,10 +187,9 @@ def bench(json_file) -> None:
     record = run_benchmark() | {"environment": environment()}
     _write(json_file, record)
     print(pd.DataFrame(record["rows"]).round(3).to_string(index=False))
-    print(f"ceiling, a matrix product alone: {record['ceiling_gflops']:.0f} GFLOP/s")
-    for model, trainer in record["trainer"].items():
-        rates = ", ".join(f"{way} {row['rows_per_second']:.1f}" for way, row in record["prediction"][model].items())
-        print(f"{model}: the Trainer adds {trainer['overhead']:.1%} to the step; rows labelled a second: {rates}")
+    for model, peers in record["prediction"].items():
+        rates = ", ".join(f"{peer} {row['rows_per_second']:.1f}" for peer, row in peers.items())
+        print(f"{model}: rows labelled a second: {rates}")
 
 
 def _pretraining_defaults(words: list[str]):

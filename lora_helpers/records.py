@@ -9,9 +9,10 @@ import json
 import time
 from pathlib import Path
 
+from .config import PROFILES
 from .errors import InputError
 from .files.manifests import write_atomically
-from .files.places import CHECKPOINTS
+from .files.places import CHECKPOINTS, RUNS
 
 RECORD = "run.json"
 EVIDENCE = CHECKPOINTS / "evidence.json"
@@ -78,9 +79,23 @@ def training_rows(record: dict) -> list[dict]:
     return [row for row in record["log"] if "loss" in row]
 
 
+def committed_runs() -> list[Path]:
+    """Folders of the profiles that have a committed run."""
+    return [CHECKPOINTS / profile for profile in PROFILES if (CHECKPOINTS / profile / RECORD).is_file()]
+
+
 def read_evidence() -> dict:
     """What the parts have recorded so far, by part."""
-    return json.loads(EVIDENCE.read_text()) if EVIDENCE.is_file() else {}
+    return json.loads(EVIDENCE.read_text(encoding="utf-8")) if EVIDENCE.is_file() else {}
+
+
+def write_evidence(part: str, result: dict) -> None:
+    """Put the result of a part beside those of the others; parts that end together take turns, so that none is lost."""
+    from filelock import FileLock
+
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with FileLock(RUNS / "evidence.lock"):
+        write_atomically(EVIDENCE, json.dumps(read_evidence() | {part: result}, indent=1) + "\n")
 
 
 class Clock:

@@ -1,69 +1,103 @@
 """`make evidence`: reruns everything that the repository claims, and is the only code that rewrites committed runs.
 
-Each part writes a run folder under checkpoints/ or its own key of checkpoints/evidence.json. Needs AG News (the Hub,
-or AG_NEWS_DIR). Choices are made on validation rows elsewhere; here the test splits are only reported.
+Each part writes a run folder under checkpoints/ or its own key of checkpoints/evidence.json. Most need AG News (the
+Hub, or AG_NEWS_DIR). Choices are made on validation rows; test splits are only reported.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from ..checkpoints import list_checkpoints
-from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, RunConfig, get_profile
+from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
 from ..data import load_ag_news, load_split, tokenize
 from ..environment import environment
 from ..errors import InputError
-from ..evaluation import scores
-from ..files.manifests import write_atomically
-from ..files.places import CHECKPOINTS, COMMITTED_RUNS, REPOSITORY, RUNS
+from ..figures import draw_figures
+from ..files.manifests import read_manifest, seal
+from ..files.places import CHECKPOINTS, REPOSITORY, RUNS
 from ..inference import Classifier, evaluate_classifier
-from ..records import EVIDENCE, read_evidence, read_record, validation_rows, write_record
-from ..training.run import next_run_dir, train
-from .growth import measure_growth
-from .study import run_ablations
+from ..records import committed_runs, read_evidence, write_evidence, write_record
+from ..training.run import train
+from .baselines import measure_baselines
+from .prediction_speed import measure_growth
+from .study import CONTROLS, STUDIES, choose_rate, repeat_seeds, run_study, score_on_test
 from .training_speed import run_benchmark
 
 logger = logging.getLogger(__name__)
 
-SEEDS = (42, 43, 44)
+FIGURES_FOLDER = REPOSITORY / "figures"
+STATES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")  # files of a checkpoint that only resuming reads
+LARGE_STATES = 2**20  # bytes; where they are more, the last two checkpoints alone keep them
+# The card of a profile's first run; `report` fills in the numbers.
+CARD = """---
+language: en
+license: other
+license_name: ag-news-research-non-commercial
+library_name: peft
+base_model: {base}
+pipeline_tag: text-classification
+---
+# {profile}
+
+LoRA and a classification head on {base}: World, Sports, Business, Sci/Tech. `run.json` is the record of the run.
+
+- **Data:** <!--{profile}-train-rows--><!--/--> training and <!--{profile}-validation-rows--><!--/--> validation rows of AG News' training split.
+- **Trained:** <!--{profile}-lora--><!--/--> LoRA and <!--{profile}-head--><!--/--> head parameters, <!--{profile}-steps--><!--/--> steps of {batch}, in <!--{profile}-minutes--><!--/--> minutes.
+- **Test split** (<!--{profile}-test-rows--><!--/--> rows, last checkpoint): accuracy <!--{profile}-accuracy--><!--/--> (95 % interval <!--{profile}-interval--><!--/-->), macro F1 <!--{profile}-macro-f1--><!--/-->, expected calibration error <!--{profile}-ece--><!--/-->.
+- **Resuming** takes {resumable}.
+
+**Limits:** English news of 2004 and before; anything else gets one of the four labels all the same.
+
+**Licence:** the adapter is computed from AG News, for research and other non-commercial use; the base has a licence of its own.
+"""  # noqa: E501
 
 
 def rebuild(parts: list[str]) -> None:
-    """Run the named parts; if none is named, all but `base`, which everything else stands on."""
-    known = {"base": rebuild_base} | PARTS
-    unknown = [part for part in parts if part not in known]
+    """Run the named parts; if none is named, the committed profiles and whatever else is not in `NAMED_ALONE`."""
+    unknown = [part for part in parts if part not in PARTS]
     if unknown:
-        raise InputError(f"unknown part {unknown[0]!r}; there are {', '.join(known)}")
-    for part in parts or PARTS:
+        raise InputError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    left_out = {*NAMED_ALONE, *PROFILES} - {run.name for run in committed_runs()}
+    for part in parts or [part for part in PARTS if part not in left_out]:
         logger.info("evidence: %s", part)
-        result = known[part]()
+        facts = environment()  # of the code that is about to compute
+        result = PARTS[part]()
         if isinstance(result, dict):  # the other parts write folders and figures
-            evidence = read_evidence() | {part: result | {"environment": environment()}}
-            write_atomically(EVIDENCE, json.dumps(evidence, indent=1) + "\n")
+            write_evidence(part, result | {"environment": facts})
 
 
-def rerun(profile: str) -> None:
-    """The committed run of a profile, evaluated on its test split; the old folder is replaced when all is done."""
-    config = get_profile(profile)
-    target, fresh = CHECKPOINTS / profile, next_run_dir(profile)
-    record = train(config, fresh)
-    record["test"] = test_scores(config, fresh)
+def rerun_profile(profile: str) -> None:
+    """The committed run of a profile: trained, or gone on with where it was stopped, tested, and put in its place.
+
+    Its folder has the same name every time, so that a stopped run is found; the old one is replaced when all is done.
+    """
+    config, fresh = get_profile(profile), RUNS / f"evidence-{profile}"
+    record = train(config, fresh, resume=True)
+    record["test"] = score_on_test(config, fresh)
     write_record(fresh, record)
-    (fresh / ".lock").unlink(missing_ok=True)
-    _replace(target, fresh)
+    if 2 * 4 * record["parameters"]["trainable"] > LARGE_STATES:  # AdamW's two moments
+        drop_states(list_checkpoints(fresh)[:-2])
+    resumable = [folder.name for folder in list_checkpoints(fresh) if read_manifest(folder)["files"].get(STATES[0])]
+    card = CARD.format(
+        profile=profile, base=record["base"]["name"], batch=config.batch_size, resumable=", ".join(resumable)
+    )
+    _replace(CHECKPOINTS / profile, fresh, card)
+    draw_figures([CHECKPOINTS / profile], FIGURES_FOLDER)
 
 
-def test_scores(config: RunConfig, run_dir: Path) -> dict:
-    """Scores of a run's last checkpoint on the test split of its data."""
-    classifier = Classifier.from_checkpoint(list_checkpoints(run_dir)[-1], max_length=config.max_length)
-    return evaluate_classifier(classifier, load_split(config.dataset, "test", config.dataset_revision))
+def drop_states(checkpoints: list[Path]) -> None:
+    """Take out of checkpoints what only resuming reads, and seal them as they are then."""
+    for folder in checkpoints:
+        manifest = read_manifest(folder)
+        for path in (path for pattern in STATES for path in folder.glob(pattern)):
+            path.unlink()
+        seal(folder, {key: value for key, value in manifest.items() if key != "files"})
 
 
 def rebuild_base() -> None:
@@ -71,69 +105,14 @@ def rebuild_base() -> None:
     from ..pretraining.config import PretrainingConfig
     from ..pretraining.run import pretrain
 
-    target, fresh = CHECKPOINTS / "roberta-mini", RUNS / "roberta-mini"
-    pretrain(PretrainingConfig(), fresh, resume=True)
-    _replace(target, fresh)
-
-
-def repeat_seeds(profile: str, **fields) -> dict:
-    """The profile with each of `SEEDS`: test and validation accuracy, mean and standard deviation (n - 1)."""
-    rows = []
-    for seed in SEEDS:
-        config = get_profile(profile, seed=seed, **fields)
-        if config == get_profile(profile) and (CHECKPOINTS / profile).is_dir():  # the committed run is this one
-            record = read_record(CHECKPOINTS / profile)
-            rows.append(_seed_row(seed, record, record["test"]))
-        else:
-            rows.append(_throw_away(config))
-    return {"runs": rows} | {
-        f"{split}_{name}": float(function([row[f"{split}_accuracy"] for row in rows]))
-        for split in ("test", "validation")
-        for name, function in (("mean", np.mean), ("std", lambda values: np.std(values, ddof=1)))
-    }
-
-
-def head_only() -> dict:
-    """What the head does alone: mini-agnews with the adapters' factor alpha / r as good as 0; validation rows alone."""
-    return _throw_away(get_profile("mini-agnews", lora_alpha=1e-9), test=False)
-
-
-def random_base() -> dict:
-    """Negative control: mini-agnews on a base of the same shape with random weights; validation rows alone."""
-    return _throw_away(get_profile("mini-agnews", random_base=True), test=False)
-
-
-def baselines() -> dict:
-    """TF-IDF with a linear model, the bar that any transformer has to clear; no setting of it was searched for."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.svm import LinearSVC
-
-    found = {}
-    pairs = {"sublinear_tf": True, "ngram_range": (1, 2)}
-    for profile, name, words, linear in (
-        ("mini", "TF-IDF, logistic regression", TfidfVectorizer(), LogisticRegression(max_iter=1000)),
-        ("mini-agnews", "TF-IDF of words and pairs, linear SVM", TfidfVectorizer(**pairs), LinearSVC()),
-    ):
-        config = get_profile(profile)
-        train_rows = load_ag_news(config).train
-        test_rows = load_split(config.dataset, "test", config.dataset_revision)
-        model = make_pipeline(words, linear).fit(train_rows["text"][:], train_rows["label"][:])
-        result = scores(model.predict(test_rows["text"][:]), np.array(test_rows["label"][:]))
-        found[profile] = {
-            "model": name,
-            "train_rows": len(train_rows),
-            **{key: result[key] for key in ("accuracy", "interval", "macro_f1")},
-        }
-    return found
+    pretrain(PretrainingConfig(), RUNS / "roberta-mini", resume=True)
+    _replace(CHECKPOINTS / "roberta-mini", RUNS / "roberta-mini")
 
 
 def transfer() -> dict:
     """The AG News checkpoint on the bundled test split, which it never saw."""
-    classifier = Classifier.from_checkpoint(CHECKPOINTS / "mini-agnews" / "checkpoint-2400")
-    result = evaluate_classifier(classifier, load_split(BUNDLED, "test"))
-    return {key: result[key] for key in ("accuracy", "interval", "macro_f1", "examples")}
+    result = evaluate_classifier(_load_small(), load_split(BUNDLED, "test"))
+    return {key: result[key] for key in ("accuracy", "interval", "macro_f1", "examples", "predictions")}
 
 
 def prediction_speed() -> dict:
@@ -147,7 +126,7 @@ def prediction_speed() -> dict:
         load_split(AG_NEWS, "test", AG_NEWS_REVISION).select_columns("text").to_json(source)
     target.unlink(missing_ok=True)
     began = time.monotonic()
-    classifier = Classifier.from_checkpoint(CHECKPOINTS / "mini-agnews" / "checkpoint-2400")
+    classifier = _load_small()
     rows = classifier.predict_file(source, target, progress=False)
     seconds = time.monotonic() - began
     config = get_profile("mini-agnews")
@@ -172,55 +151,47 @@ def time_notebook() -> dict:
     return {"seconds": seconds, "peak_memory_mib": peak}
 
 
-def draw(output_dir: Path = REPOSITORY / "figures") -> list[Path]:
+def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     """Every figure of the committed runs and of the evidence; returns the files."""
     from ..architecture import draw_roberta_base
-    from ..figures import draw_figures
-    from .speed_figures import draw_benchmark_figures
+    from .speed_figures import save_throughput
 
-    runs = [path for files in draw_figures(COMMITTED_RUNS, output_dir).values() for path in files.values()]
-    return [draw_roberta_base(output_dir), *runs, *draw_benchmark_figures(read_evidence(), output_dir)]
+    runs = [path for files in draw_figures(committed_runs(), output_dir).values() for path in files.values()]
+    return [draw_roberta_base(output_dir), *runs, save_throughput(read_evidence()["bench"], output_dir)]
+
+
+def _load_small() -> Classifier:
+    return Classifier.from_checkpoint(CHECKPOINTS / "mini-agnews" / "checkpoint-2400")
+
+
+def _replace(target: Path, fresh: Path, card: str = "") -> None:
+    """Put a finished folder in the place of a committed one, which keeps its card; the first gets `card`."""
+    before = target / "README.md"
+    (fresh / "README.md").write_text(before.read_text(encoding="utf-8") if before.is_file() else card, encoding="utf-8")
+    (fresh / ".lock").unlink(missing_ok=True)
+    old = fresh.with_name(f"{fresh.name}-replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.is_dir():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 PARTS = {
-    "mini": lambda: rerun("mini"),
-    "mini-agnews": lambda: rerun("mini-agnews"),
-    "mini-seeds": lambda: repeat_seeds("mini"),
-    "mini-agnews-seeds": lambda: repeat_seeds("mini-agnews"),
-    "shuffled-labels": lambda: repeat_seeds("mini", shuffled_labels=True),  # negative control, a permutation a seed
-    "random-base": random_base,
-    "head-only": head_only,
-    "baselines": baselines,
+    "base": rebuild_base,
+    **{profile: partial(rerun_profile, profile) for profile in PROFILES},
+    "mini-seeds": partial(repeat_seeds, "mini"),
+    "mini-agnews-seeds": partial(repeat_seeds, "mini-agnews"),
+    "shuffled-labels": partial(repeat_seeds, "mini", shuffled_labels=True),  # negative control, a permutation a seed
+    **CONTROLS,
+    **{name: partial(run_study, study, name) for name, study in STUDIES.items()},
+    "mpnet-rates": choose_rate,
+    "baselines": measure_baselines,
     "transfer": transfer,
     "prediction-speed": prediction_speed,
     "bench": run_benchmark,
-    "growth": measure_growth,
-    "ablations": run_ablations,
+    "growth": lambda: measure_growth(_load_small()),
     "notebook": time_notebook,
     "figures": draw,
 }
-
-
-def _replace(target: Path, fresh: Path) -> None:
-    """Put a finished folder in the place of a committed one, which keeps its card."""
-    shutil.copy(target / "README.md", fresh)
-    shutil.rmtree(target)
-    fresh.rename(target)
-
-
-def _throw_away(config: RunConfig, *, test: bool = True) -> dict:
-    """Train into a run folder, keep the accuracies, remove the folder."""
-    run_dir = next_run_dir(config.profile)
-    record = train(config, run_dir)
-    row = _seed_row(config.seed, record, test_scores(config, run_dir) if test else None)
-    shutil.rmtree(run_dir)
-    return row
-
-
-def _seed_row(seed: int, record: dict, test: dict | None) -> dict:
-    row = {
-        "seed": seed,
-        "validation_accuracy": validation_rows(record)[-1]["eval_accuracy"],
-        "seconds": record["timing"]["seconds"],
-    }
-    return row | ({"test_accuracy": test["accuracy"], "test_interval": test["interval"]} if test else {})
+NAMED_ALONE = ("base", "mpnet-rates")  # what all else stands on

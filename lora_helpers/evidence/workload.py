@@ -1,7 +1,6 @@
 """What the benchmarks work on: token lengths as AG News has them, batches as four pipelines make them, random words.
 
-Speed depends on shapes, not on what weights and words say. So nothing here is read but a count of lengths, and the
-benchmarks need neither the data set nor a network.
+Speed depends on shapes, not on what weights and words say, so the benchmarks need neither the data set nor a network.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..batching import LengthGroupedSampler
-from ..config import ROBERTA_MINI, RunConfig
+from ..config import LABELS, ROBERTA_MINI, RunConfig
 from ..environment import best_device
 from ..files.places import REPOSITORY
 from ..model import make_lora_config, roberta_base_shape
@@ -42,8 +41,13 @@ class Plan:
     length: float  # real tokens
     width: float  # tokens, padding included
 
+    @property
+    def padding(self) -> float:
+        """Tokens processed for each real one."""
+        return self.width / self.length
 
-def draw_lengths(count: int, *, longest: int = 512, seed: int = 0) -> np.ndarray:
+
+def sample_lengths(count: int, *, longest: int = 512, seed: int = 0) -> np.ndarray:
     """Tokens of `count` rows, <int64>[count], special ones included, drawn as AG News has them and cut at `longest`."""
     counts = json.loads(LENGTHS.read_text())
     tokens, rows = np.array(list(counts), dtype=int), np.array(list(counts.values()))
@@ -84,7 +88,7 @@ def make_inputs(batch: Batch, model) -> dict:
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
-def draw_texts(lengths: np.ndarray, tokenizer, *, seed: int = 0) -> list[str]:
+def sample_texts(lengths: np.ndarray, tokenizer, *, seed: int = 0) -> list[str]:
     """Texts of `lengths` tokens, special ones included: whole words of the vocabulary, drawn at random."""
     words = np.array([word[1:] for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalpha()])
     rng = np.random.default_rng(seed)
@@ -107,8 +111,20 @@ def base_shapes() -> dict:
     """The configurations of roberta-base and of the bundled base, with a 4-class head."""
     from transformers import AutoConfig
 
-    mini = AutoConfig.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False, num_labels=4)
+    mini = AutoConfig.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False, num_labels=len(LABELS))
     return {"roberta-base": roberta_base_shape(), "roberta-mini": mini}
+
+
+def load_tokenizer():
+    """The bundled base's tokenizer, whose words the texts are made of."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False)
+
+
+def longest_of(shape) -> int:
+    """Tokens at which texts for a model of `shape` are cut; RoBERTa's positions begin after the padding index."""
+    return min(512, shape.max_position_embeddings - 2)
 
 
 def set_base_dropout(model, probability: float) -> None:

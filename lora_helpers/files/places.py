@@ -13,7 +13,6 @@ from ..errors import InputError
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINTS = REPOSITORY / "checkpoints"
 RUNS = CHECKPOINTS / "runs"  # yours; git ignores it
-COMMITTED_RUNS = [CHECKPOINTS / profile for profile in ("mini-agnews", "mini")]
 MINI_NEWS = REPOSITORY / "lora_helpers" / "mini_news"
 
 ROBERTA_BASE = "FacebookAI/roberta-base"

@@ -54,6 +54,10 @@ def _require_as_sealed(checkpoint: Path) -> None:
         raise CheckFailed(
             f"{checkpoint} holds {', '.join(found.unlisted)}, which its manifest does not list; remove it"
         )
+    if not (checkpoint / "optimizer.pt").is_file():
+        raise CheckFailed(
+            f"{checkpoint} holds no optimizer state, so it predicts but cannot be continued; take the run's last checkpoint"
+        )
     if checkpoint.name != f"checkpoint-{found.step}":
         raise CheckFailed(f"{checkpoint} was written at step {found.step}; name it checkpoint-{found.step} again")
 

@@ -1,0 +1,191 @@
+"""`make evidence` in small: every profile is a part, a stopped one goes on, and no part loses another's result."""
+
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hub_repositories import SMALL, SMALL_PARAMETERS, build_base
+
+from lora_helpers import checkpoints, model, records
+from lora_helpers.config import AG_NEWS, PROFILES, get_profile
+from lora_helpers.errors import CheckFailed
+from lora_helpers.evidence import rebuild, report_values, study
+from lora_helpers.files.manifests import read_manifest
+from lora_helpers.training.run import train
+
+FEW = {
+    "max_steps": 30, "eval_steps": 10, "save_steps": 10, "validation_size": 40, "batch_size": 4, "max_length": 32,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stand_ins(ag_news_dir, tmp_path_factory):
+    """Folders in the place of roberta-base (small, random weights) and of AG News (few rows), as variables."""
+    source = os.environ.get("ROBERTA_BASE_DIR")
+    if not source:
+        pytest.skip("ROBERTA_BASE_DIR is not set: roberta-base's tokenizer is not on this machine")
+    base, data = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("ag_news")
+    build_base(base, Path(source), **SMALL)
+    for name, rows in (("train.csv", 400), ("test.csv", 100)):
+        with (ag_news_dir / name).open(encoding="utf-8") as lines:  # a row a line in these files
+            (data / name).write_text("".join(islice(lines, rows)), encoding="utf-8")
+    return {"ROBERTA_BASE_DIR": str(base), "AG_NEWS_DIR": str(data)}
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """checkpoints/, its runs/ and figures/ elsewhere."""
+    for module in (rebuild, study, records):
+        for name, folder in (
+            ("CHECKPOINTS", tmp_path),
+            ("RUNS", tmp_path / "runs"),
+            ("FIGURES_FOLDER", tmp_path / "figures"),
+        ):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, folder)
+    monkeypatch.setattr(records, "EVIDENCE", tmp_path / "evidence.json")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["original", "roberta-base"])
+def test_a_first_run_is_stopped_goes_on_and_becomes_the_committed_one(
+    profile, stand_ins, folders, monkeypatch, caplog, one_thread
+):
+    import transformers
+
+    for name, value in stand_ins.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(model, "ROBERTA_BASE_PARAMETERS", SMALL_PARAMETERS)
+    monkeypatch.setattr(rebuild, "get_profile", lambda name: get_profile(name, **FEW))
+    monkeypatch.setattr(rebuild, "LARGE_STATES", 0)
+    stock, steps = transformers.Trainer.training_step, iter(range(1, 1000))
+
+    def stop_at_25(*arguments, **named):
+        if next(steps) == 25:
+            raise KeyboardInterrupt
+        return stock(*arguments, **named)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", stop_at_25)
+    with pytest.raises(KeyboardInterrupt, match="checkpoint-20"):
+        rebuild.rebuild([profile])
+    assert records.committed_runs() == []
+    rebuild.rebuild([profile])
+    assert next(steps) == 25 + 10 + 1 and "at step 20" in caplog.text  # ten steps more, not thirty
+    target = folders / profile
+    record = records.read_record(target)
+    assert records.committed_runs() == [target] and not list((folders / "runs").glob("evidence-*"))
+    assert record["test"]["examples"] == len(record["test"]["predictions"]) == 100
+    assert record["config"]["dataset"] == AG_NEWS and record["environment"]["code_sha256"]
+    assert {path.name.removeprefix(f"{profile}-") for path in (folders / "figures").iterdir()} >= {"loss.png"}
+
+    first, *_ = found = checkpoints.list_checkpoints(target)
+    assert [checkpoints.verify_checkpoint(folder).step for folder in found] == [10, 20, 30]
+    assert ["optimizer.pt" in read_manifest(folder)["files"] for folder in found] == [False, True, True]
+    assert not [path for path in first.iterdir() if re.match("optimizer|scheduler|rng_state", path.name)]
+    with pytest.raises(CheckFailed, match="checkpoint-10 holds no optimizer state"):
+        train(get_profile(profile, **FEW), folders / "again", resume_from=first)
+    ended = train(get_profile(profile, **FEW), folders / "again", resume_from=found[1])
+    assert ended["checkpoints"]["30"] == record["checkpoints"]["30"]  # the same adapter, bit by bit
+
+    card = (target / "README.md").read_text()
+    marks = set(re.findall(f"<!--{profile}-([a-z0-9-]+)-->", card))
+    assert "checkpoint-20, checkpoint-30" in card and "{" not in card
+    assert {"accuracy", "interval", "steps"} <= marks
+    assert {f"{profile}-{name}" for name in marks} <= report_values._run_values(profile, record).keys()
+
+
+def test_a_committed_run_is_replaced_whole_and_keeps_its_card(tmp_path):
+    target, fresh = tmp_path / "mini", tmp_path / "runs" / "evidence-mini"
+    for folder, step in ((target, 1), (fresh, 2)):
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+    (target / "README.md").write_text("a card written by hand\n")
+    (fresh / ".lock").touch()
+    rebuild._replace(target, fresh, "a first card")
+    assert sorted(path.name for path in target.iterdir()) == ["README.md", "checkpoint-2"]
+    assert (target / "README.md").read_text() == "a card written by hand\n"
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_every_profile_is_a_part_and_hours_are_asked_for_by_name(monkeypatch, folders):
+    assert set(PROFILES) <= rebuild.PARTS.keys()
+    ran = []
+    monkeypatch.setattr(rebuild, "PARTS", {name: lambda name=name: ran.append(name) for name in rebuild.PARTS})
+    rebuild.rebuild([])
+    assert ran and not set(ran) & {*PROFILES, *rebuild.NAMED_ALONE}
+    (folders / "mini").mkdir()
+    (folders / "mini" / "run.json").write_text("{}")
+    rebuild.rebuild([])
+    assert set(ran) & set(PROFILES) == {"mini"}
+
+
+def test_parts_that_end_together_lose_no_result(folders, monkeypatch):
+    stock = records.read_evidence
+
+    def slow_read():
+        found = stock()
+        time.sleep(0.02)
+        return found
+
+    monkeypatch.setattr(records, "read_evidence", slow_read)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: records.write_evidence(f"part-{i}", {"number": i}), range(8)))
+    assert stock() == {f"part-{i}": {"number": i} for i in range(8)}
+
+
+def test_a_part_is_recorded_with_the_code_that_computed_it_beside_what_came_meanwhile(folders, monkeypatch):
+    def slow_part():
+        records.write_evidence("other", {"value": 2})  # another process, while this one computes
+        monkeypatch.setattr(rebuild, "environment", lambda: {"code_sha256": "after"})
+        return {"value": 1}
+
+    monkeypatch.setattr(rebuild, "environment", lambda: {"code_sha256": "before"})
+    monkeypatch.setattr(rebuild, "PARTS", {"slow": slow_part})
+    rebuild.rebuild(["slow"])
+    assert records.read_evidence() == {
+        "other": {"value": 2},
+        "slow": {"value": 1, "environment": {"code_sha256": "before"}},
+    }
+
+
+def test_the_rate_is_chosen_by_validation_loss_in_folders_of_fixed_names(folders, monkeypatch):
+    losses = {(5e-4, 30): 0.5, (1e-3, 30): 0.4, (2.5e-4, 30): 0.7, (5e-4, 100): 0.6}
+    trained = []
+
+    def fake_train(config, run_dir, *, resume):
+        trained.append((run_dir.name, resume, config.max_steps, config.eval_steps, config.save_steps))
+        loss = losses[config.learning_rate, config.warmup_steps]
+        return {
+            "config": config.to_dict(),
+            "log": [{"eval_loss": loss, "eval_accuracy": 1 - loss, "step": 300}],
+            "timing": {"seconds": 9.0},
+            "environment": {"code_sha256": "a" * 64, "code_committed": True},
+        }
+
+    monkeypatch.setattr(study, "train", fake_train)
+    found = study.choose_rate()
+    names = [
+        f"mpnet-base-rate-{end}" for end in ("5e-4-warmup-30", "1e-3-warmup-30", "2.5e-4-warmup-30", "5e-4-warmup-100")
+    ]
+    assert trained == [(name, True, 300, 300, 300) for name in names]
+    assert (found["learning_rate"], found["warmup_steps"]) == (1e-3, 30)
+    assert [row["validation_loss"] for row in found["runs"]] == list(losses.values())
+    assert all(row["seconds"] == 9.0 and row["code"] == "code aaaaaaaaaa" for row in found["runs"])
+
+
+def test_a_study_pairs_its_arms_by_seed(folders, monkeypatch):
+    def fake_train(config, run_dir, *, resume):
+        accuracy = 0.9 + config.seed / 1000 - (0.01 if config.batch_order == "random" else 0)
+        log = [{"eval_loss": 1.0, "eval_accuracy": accuracy, "step": 1}]
+        return {"log": log, "environment": {"code_sha256": "a" * 64, "code_committed": False}}
+
+    monkeypatch.setattr(study, "train", fake_train)
+    arms = {"ours": {}, "random-order": {"batch_order": "random"}}
+    found = study.run_study(study.Study(profile="mini-agnews", arms=arms, seeds=(1, 2, 3)), "order")
+    assert found["seeds"] == [1, 2, 3] and found["code"] == ["code aaaaaaaaaa, not committed"]
+    assert found["variants"]["random-order"]["difference"] == pytest.approx(0.01)
+    assert found["variants"]["random-order"]["interval"] == pytest.approx([0.01, 0.01])
