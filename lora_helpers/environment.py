@@ -129,9 +129,24 @@ def stamp() -> str:
     lines = [f"Python {facts['python']} on {facts['platform']} · {facts['device']} · {code_mark(facts)}", versions]
     if facts["other_than_pins"]:
         lines.append("Other than the pins: " + ", ".join(facts["other_than_pins"]))
-    if not facts["device"].startswith("CPU"):
-        lines.append('A GPU is present: PROFILE = "roberta-base" trains roberta-base on it.')
     return "\n".join(lines)
+
+
+def choose_profile(wanted: str | None = None) -> tuple[str, str]:
+    """The name of the profile that the notebook runs, and why: `wanted`, else the variable PROFILE, else what fits here."""
+    from .config import get_profile
+    from .files.hub import is_at_hand
+
+    if wanted or os.environ.get("PROFILE"):
+        return wanted or os.environ["PROFILE"], "as the " + ("parameters say" if wanted else "variable PROFILE says")
+    if best_device().type != "cuda":
+        return "mini", "no GPU here, and it needs none"
+    config = get_profile("roberta-base")
+    sources = {"model": (config.base_model, config.base_revision), "dataset": (config.dataset, config.dataset_revision)}
+    for kind, (name, revision) in sources.items():
+        if not is_at_hand(name, revision, kind=kind):
+            return "mini", f"there is a GPU, but {name} lies in no folder or cache, and the Hub does not answer at once"
+    return config.profile, "there is a GPU, and roberta-base and AG News are at hand"
 
 
 def best_device():

@@ -65,6 +65,26 @@ def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: 
         raise InputError(f"{kind} {name} at {revision} could not be loaded ({reason}); {instead}") from error
 
 
+def is_at_hand(name: str, revision: str | None, *, kind: str) -> bool:
+    """Whether a repository's files can be had at once: from a folder, from the Hub's cache, or from a Hub that answers
+    within two seconds."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HTTPError
+
+    if local_folder(name, "its files"):
+        return True
+    try:
+        cached = Path(snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True))
+        if any(cached.rglob("model.safetensors" if kind == "model" else "train*.parquet")):
+            return True
+    except (OSError, ValueError):  # nothing of it was ever fetched
+        pass
+    try:
+        return bool(HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=2))
+    except (OSError, ValueError, HTTPError):
+        return False
+
+
 def cached_repository(snapshot: Path) -> Path:
     """What to delete so that a `download` that gave `snapshot` fetches again: the Hub's cache of the repository."""
     return snapshot.parent.parent
