@@ -13,8 +13,8 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from .command_line import command, main
-from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, LABELS, PROFILES, get_profile
-from .errors import InputError
+from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, LABELS, PROFILES, RunConfig, get_profile
+from .errors import InputError, Stopped
 from .files.places import REPOSITORY, RUNS
 from .processes import run_program
 
@@ -29,13 +29,7 @@ def _new_file(text: str) -> Path:
 
 
 CHECKPOINT = {"checkpoint": {"type": Path, "metavar": "CHECKPOINT", "help": "e.g. checkpoints/mini/checkpoint-300"}}
-JSON = {
-    "--json": {"dest": "json_file", "type": _new_file, "metavar": "FILE", "help": "write what is found there, as JSON"}
-}
-
-
-def _typed_profile(words: list[str]):
-    return next((PROFILES[word] for word in words if word in PROFILES), PROFILES["original"])
+JSON = {"--json": {"dest": "json_file", "type": _new_file, "metavar": "FILE", "help": "write the numbers there too"}}
 
 
 @command(
@@ -47,7 +41,7 @@ def _typed_profile(words: list[str]):
         "--resume-from": {"type": Path, "metavar": "CHECKPOINT", "help": "continue it into a new folder"},
         "--allow-other-data": {"action": "store_true", "help": "resume although the data differ"},
     },
-    defaults=_typed_profile,
+    defaults=lambda words: next((PROFILES[word] for word in words if word in PROFILES), RunConfig()),
 )
 def train(profile, output_dir, resume, resume_from, allow_other_data, **fields) -> None:
     """Fine-tune a profile. On two CPU cores mini takes about a minute, mini-agnews some; the others want a GPU."""
@@ -212,7 +206,10 @@ def pretrain(output_dir, resume, **fields) -> None:
     from .pretraining.run import pretrain
 
     output_dir = output_dir or RUNS / "roberta-mini"
-    log = pretrain(PretrainingConfig(**fields), output_dir, resume=resume)["log"]
+    try:
+        log = pretrain(PretrainingConfig(**fields), output_dir, resume=resume)["log"]
+    except KeyboardInterrupt:
+        raise Stopped("stopped; the same command with --resume goes on") from None
     loss = [row["eval_masked_loss"] for row in log if "eval_masked_loss" in row][-1]
     print(f"{output_dir}: base model and record written; loss on validation text {loss:.3f} nats")
 

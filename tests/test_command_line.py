@@ -2,7 +2,6 @@ import csv
 import io
 import json
 import re
-import resource
 import shlex
 import signal
 import subprocess
@@ -128,6 +127,8 @@ def test_help_shows_every_field_with_meaning_unit_and_default(command, config, c
 
 
 def test_help_takes_under_three_tenths_of_a_second_of_a_core():
+    resource = pytest.importorskip("resource")  # not on Windows
+
     def seconds():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         arguments = [sys.executable, "-m", "lora_helpers", "train", "--help"]
@@ -250,15 +251,19 @@ def test_a_dash_reads_a_text_a_line(capsys, monkeypatch):
 
 
 def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
-    def interrupted(*arguments):
+    def interrupted(*arguments, **more):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("lora_helpers.checkpoints.verify_checkpoint", interrupted)
+    monkeypatch.setattr("lora_helpers.pretraining.run.pretrain", interrupted)
     assert run("verify", CHECKPOINT) == 130
     assert capsys.readouterr().err == "stopped\n"
+    assert run("pretrain") == 130
+    assert capsys.readouterr().err == "stopped; the same command with --resume goes on\n"
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a signal")
 def test_sigterm_ends_predict_in_order_and_leaves_no_file(tmp_path):
     """Sent once the partial file is there; without it the command would go on for minutes."""
     (tmp_path / "in.txt").write_text("a text that is labelled again and again\n" * 500_000)
