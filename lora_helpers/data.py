@@ -1,12 +1,14 @@
 """AG News from the Hub, from a folder, or the bundled corpus: one split, one fingerprint, one tokenisation.
 
 `load_ag_news` opens training and validation rows for whatever trains or chooses; the test split opens only by
-`load_split(…, "test")`, for reports. What comes from the Hub, base models too, comes through `download`.
+`load_split(…, "test")`, for reports.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +16,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .config import AG_NEWS, BUNDLED, LABELS, RunConfig
-from .errors import InputError, first_line
-from .files.documents import csv_rows, numbered, parquet_rows
+from .errors import InputError
+from .files.documents import class_names, read_documents
 from .files.hub import cached_repository, download
-from .files.places import MINI_NEWS, local_folder
+from .files.places import MINI_NEWS, full_name, local_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 HUB_ROWS = {"train": 120_000, "test": 7_600}  # Zhang, Zhao, LeCun (NeurIPS 2015), table 1
+WANTED = "{split}.csv, {split}.parquet, or a whole set {split}-00000-of-0000N.parquet"
+INSTEAD = "set AG_NEWS_DIR to a folder with train.csv and test.csv, or use PROFILE=mini"
 
 
 @dataclass(frozen=True)
@@ -44,62 +48,66 @@ def load_ag_news(config: RunConfig) -> Splits:
     Raises:
         InputError: no such data, a malformed row (with its number), or too few rows for the validation split.
     """
-    train = load_split(config.dataset, "train", config.dataset_revision)
-    folder = _data_folder(config.dataset)
-    bundled_validation = _find_split_files(folder, "validation") if folder else []
-    if bundled_validation:
-        validation = _read_files(bundled_validation)
+    dataset, revision = config.dataset, config.dataset_revision
+    folder = _open(dataset, ("train", "validation"), revision)
+    train = _read(folder, "train", dataset, revision)
+    if find_split_files(folder, "validation"):
+        validation = _read(folder, "validation", dataset, revision)
     else:
         train, validation = _carve_validation(train, config)
     if config.shuffled_labels:
         labels = np.random.default_rng(config.seed).permutation(train["label"][:])
         train = _as_dataset(train["text"][:], labels.tolist())
-    return Splits(train, validation, describe_source(config.dataset, config.dataset_revision))
+    return Splits(train, validation, describe_source(dataset, revision))
 
 
 def load_split(dataset: str, split: str, revision: str | None = None) -> Dataset:
     """One split of a data set, "train" or "test", or the "validation" that it brings: `text` string, `label` int64 (0-3).
 
     `dataset` is "bundled", a folder, or a Hub name at `revision`; the folder in AG_NEWS_DIR stands in for AG News.
+
+    Raises:
+        InputError: no such split, files that leave a choice, or a malformed row (with its number).
     """
-    folder = _data_folder(dataset)
-    if folder is None:
-        return _load_from_hub(dataset, split, revision)
-    files = _find_split_files(folder, split)
-    if not files:
-        raise InputError(f"{folder}: found no {split}.csv and no {split}*.parquet; put the file there")
-    return _read_files(files)
+    return _read(_open(dataset, (split,), revision), split, dataset, revision)
 
 
 def describe_source(dataset: str, revision: str | None) -> str:
     """The data set's name for a record, without any path of this machine."""
     if dataset == BUNDLED:
         return "the bundled corpus"
-    folder = _data_folder(dataset)
+    folder, name = _data_folder(dataset), full_name(dataset)
     if folder is None:
-        return f"{dataset} at {revision}"
-    return f"a folder with rows of {dataset}" if dataset == AG_NEWS else f"the folder {folder.name}"
+        return f"{name} at {revision}"
+    return f"a folder with rows of {name}" if name == AG_NEWS else f"the folder {folder.name}"
 
 
-def read_canonical_csv(path: Path) -> Dataset:
-    """AG News as its authors published it: no header, `"class","title","description"`, class 1-4, UTF-8.
+def find_split_files(folder: Path, split: str) -> list[Path]:
+    """The files that make a split, in `folder` or its `data/`: SPLIT.csv, SPLIT.parquet, or one whole set of shards.
 
-    `text = (title + " " + description).strip()`, which is what the Hub's copy holds.
+    No other file is a split's, whatever its name begins with. Where there is none: [].
 
     Raises:
-        InputError: no file, not UTF-8, no rows, or a row with another width or class; the row's number is named.
+        InputError: the files leave a choice, or a shard is missing.
     """
-    texts, labels = [], []
-    for number, row in numbered(path, csv_rows(path)):
-        if len(row) != 3:
-            raise InputError(f"{path}, row {number}: {len(row)} columns, wanted 3 (class, title, description)")
-        if row[0] not in {"1", "2", "3", "4"}:
-            raise InputError(f"{path}, row {number}: class {row[0]!r}, wanted 1, 2, 3 or 4")
-        texts.append((row[1] + " " + row[2]).strip())
-        labels.append(int(row[0]) - 1)
-    if not texts:
-        raise InputError(f"{path}: no rows; wanted rows of class, title, description")
-    return _as_dataset(texts, labels)
+    ways = []
+    for place in (folder, folder / "data"):
+        ways += [[file] for file in (place / f"{split}.csv", place / f"{split}.parquet") if file.exists()]
+        shards = [re.fullmatch(rf"{split}-\d{{5}}-of-(\d{{5}})\.parquet", file.name) for file in place.glob("*")]
+        for count in sorted({shard[1] for shard in shards if shard}):
+            ways.append([place / f"{split}-{i:05}-of-{count}.parquet" for i in range(int(count))])
+    files = [file for way in ways for file in way if file.exists()]
+    if len(ways) > 1 or (ways and len(files) != len(ways[0])):
+        names = ", ".join(file.relative_to(folder).as_posix() for file in files)
+        fault = "more than one way to read it" if len(ways) > 1 else f"{len(files)} of {len(ways[0])} files of a set"
+        raise InputError(f"{folder}: for {split} there is {names}, {fault}; leave one of {WANTED.format(split=split)}")
+    return files
+
+
+def read_rows(files: Sequence[Path]) -> Dataset:
+    """The labelled rows of `files`, in order: `text` string, `label` int64 (0-3)."""
+    documents = [document for file in files for document in read_documents(file, labelled=True)]
+    return _as_dataset([document.text for document in documents], [document.label for document in documents])
 
 
 def fingerprint(rows: Dataset) -> str:
@@ -135,74 +143,85 @@ def _data_folder(dataset: str) -> Path | None:
     return MINI_NEWS if dataset == BUNDLED else local_folder(dataset, "train.csv or test.csv")
 
 
-def _find_split_files(folder: Path, split: str) -> list[Path]:
-    parquet = sorted(folder.glob(f"{split}*.parquet")) or sorted((folder / "data").glob(f"{split}*.parquet"))
-    return [folder / f"{split}.csv"] if (folder / f"{split}.csv").is_file() else parquet
+def _open(dataset: str, splits: Sequence[str], revision: str | None) -> Path:
+    """The folder with the files of `splits`, as far as the data set has them: a local one, or downloaded."""
+    folder = _data_folder(dataset)
+    if folder is None:
+        shapes = ("{}.csv", "{}.parquet", "{}-?????-of-?????.parquet")
+        patterns = [place + shape.format(split) for split in splits for place in ("", "data/") for shape in shapes]
+        folder = download(
+            full_name(dataset), revision, patterns, kind="dataset", instead=f"connect to the Hub, {INSTEAD}"
+        )
+    return folder
 
 
-def _read_files(files: list[Path]) -> Dataset:
-    if files[0].suffix == ".csv":
-        return read_canonical_csv(files[0])
-    texts, labels = [], []
-    for file in files:
-        for number, (text, label) in numbered(file, parquet_rows(file, ["text", "label"])):
-            if not isinstance(text, str) or type(label) is not int or label not in range(4):
-                raise InputError(
-                    f"{file}, row {number}: a text that is {type(text).__name__} and the label {label!r:.40};"
-                    " wanted a string and 0, 1, 2 or 3"
-                )
-            texts.append(text)
-            labels.append(label)
-    if not texts:
-        raise InputError(f"{files[0]}: no rows; wanted rows of text and label")
-    return _as_dataset(texts, labels)
-
-
-def _load_from_hub(dataset: str, split: str, revision: str | None) -> Dataset:
-    instead = "set AG_NEWS_DIR to a folder with train.csv and test.csv, or use PROFILE=mini"
-    wanted = (f"{split}.csv", f"{split}*.parquet", f"data/{split}*.parquet")
-    folder = download(dataset, revision, wanted, kind="dataset", instead=f"connect to the Hub, {instead}")
-    files = _find_split_files(folder, split)
+def _read(folder: Path, split: str, dataset: str, revision: str | None) -> Dataset:
+    """The rows of a split in `folder`; of what was downloaded, errors say how to fetch it again."""
+    files, on_hub, name = find_split_files(folder, split), _data_folder(dataset) is None, full_name(dataset)
     if not files:
-        raise InputError(f"dataset {dataset} at {revision}: found no {' and no '.join(wanted)}; {instead}")
+        there = ", ".join(sorted(file.name for file in folder.glob(f"{split}*"))) or "nothing else of that name"
+        place, remedy = (f"dataset {name} at {revision}", INSTEAD) if on_hub else (folder, "put the file there")
+        raise InputError(f"{place}: found no {WANTED.format(split=split)}, but {there}; {remedy}")
+    if not on_hub:
+        return read_rows(files)
     remedy = f"delete {cached_repository(folder)} to download it again"
     try:
-        rows = _read_files(files)
+        rows = read_rows(files)
     except InputError as error:
         raise InputError(f"{error}; {remedy}") from error
-    if dataset == AG_NEWS and (len(rows) != HUB_ROWS[split] or _label_names(files[0]) != LABELS):
-        raise InputError(
-            f"dataset {dataset} at {revision}, {split}: {len(rows)} rows with labels {_label_names(files[0])},"
-            f" wanted {HUB_ROWS[split]} with {LABELS}; {remedy}"
-        )
+    if name == AG_NEWS and split in HUB_ROWS:
+        names = _label_names(files[0])
+        if len(rows) != HUB_ROWS[split] or names != LABELS:
+            raise InputError(
+                f"dataset {name} at {revision}, {split}: {len(rows)} rows with labels {names},"
+                f" wanted {HUB_ROWS[split]} with {LABELS}; {remedy}"
+            )
     return rows
 
 
 def _label_names(file: Path) -> tuple[str, ...]:
-    """The names of labels 0-3 that a parquet file gives in its schema; where it gives none, ours."""
-    from datasets import Features
+    """The names that a parquet file gives to its labels in their order; where it gives none, ours."""
     from pyarrow.parquet import read_schema
 
-    return tuple(getattr(Features.from_arrow_schema(read_schema(file))["label"], "names", LABELS))
+    return tuple(class_names(read_schema(file)).get("label", LABELS)) if file.suffix == ".parquet" else LABELS
 
 
 def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Dataset]:
-    from datasets.utils.stratify import stratified_shuffle_split_generate_indices
-
-    if config.validation_size >= len(train) - config.batch_size:
-        raise InputError(f"validation_size is {config.validation_size}, but train has only {len(train)} rows")
+    size, kept = config.validation_size, len(train) - config.validation_size
+    if kept <= config.batch_size:
+        raise InputError(f"validation_size is {size}, but train has only {len(train)} rows")
     if not config.stratified:
-        parts = train.train_test_split(test_size=config.validation_size, seed=config.split_seed)
+        parts = train.train_test_split(test_size=size, seed=config.split_seed)
         return parts["train"], parts["test"]
-    labels, kept = np.array(train["label"][:]), len(train) - config.validation_size
-    # train_test_split(stratify_by_column="label") calls this with labels that it reads row by row: 10 s for AG News.
-    splits = stratified_shuffle_split_generate_indices(
-        labels, kept, config.validation_size, rng=np.random.default_rng(config.split_seed)
-    )
-    try:
-        rows, validation_rows = next(splits)
-    except ValueError as error:  # fewer rows than classes, on one side or the other
-        raise InputError(
-            f"validation_size is {config.validation_size} of {len(train)} rows: {first_line(error)}"
-        ) from error
-    return train.select(rows), train.select(validation_rows)
+    labels = np.array(train["label"][:])
+    classes, counts = np.unique(labels, return_counts=True)
+    if counts.min() < 2 or min(size, kept) < len(classes):
+        raise InputError(f"validation_size is {size} of {len(train)} rows: a class would be without rows; change it")
+    rows, carved = _draw_stratified(labels, (kept, size), np.random.default_rng(config.split_seed))
+    return train.select(rows), train.select(carved)
+
+
+def _draw_stratified(labels: np.ndarray, sizes: tuple[int, int], rng: np.random.Generator) -> list[np.ndarray]:
+    """Two draws of rows <int64>[size], each with the class shares of `labels` <int64>[rows].
+
+    Row by row those of `Dataset.train_test_split(stratify_by_column=…)`, which takes 10 s for the labels of AG News.
+    After `datasets/utils/stratify.py` (Apache-2.0); scikit-learn's, from which that comes, rounds otherwise.
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    first = _share(counts, sizes[0], rng)
+    ends = zip(first, first + _share(counts - first, sizes[1], rng), strict=True)
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    parts = [np.split(rng.permutation(rows), end)[:2] for rows, end in zip(by_class, ends, strict=True)]
+    return [rng.permutation(np.concatenate(draw)) for draw in zip(*parts, strict=True)]
+
+
+def _share(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """How many of `size` rows each class gets <int64>: its share rounded down, and one more where most is left over."""
+    exact = size * counts / counts.sum()
+    share = np.floor(exact).astype(np.int64)
+    left_over = exact - share
+    for value in np.unique(left_over)[::-1]:
+        tied = np.flatnonzero(left_over == value)
+        if missing := size - share.sum():
+            share[rng.choice(tied, size=min(len(tied), missing), replace=False)] += 1
+    return share

@@ -24,7 +24,7 @@ from .environment import best_device
 from .errors import InputError, first_line
 from .evaluation import calibration, metric, to_digits
 from .field_checks import shown
-from .files.documents import read_texts
+from .files.documents import read_documents
 from .model import longest_input
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Classifier:
             with partial.open("w", newline="", encoding="utf-8") as stream:
                 writer = csv.writer(stream, lineterminator="\n")
                 writer.writerow(header)
-                windows = _windows(_noticed(read_texts(source)))
+                windows = _windows(_noticed(document.text for document in read_documents(source)))
                 for window in tqdm(windows, desc="predict", unit="window", disable=not progress):
                     for row in self._classify(window, count):
                         label = int(row.argmax())

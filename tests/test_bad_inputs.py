@@ -16,9 +16,9 @@ from conftest import Bomb, record_count
 from lora_helpers import inference
 from lora_helpers.__main__ import main
 from lora_helpers.config import RunConfig, get_profile
-from lora_helpers.data import load_split, read_canonical_csv
+from lora_helpers.data import load_split, read_rows
 from lora_helpers.errors import InputError
-from lora_helpers.files.documents import read_texts
+from lora_helpers.files.documents import read_documents
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,7 +135,7 @@ def test_a_file_of_texts_is_labelled_whole_or_refused_whole(classifier, tmp_path
             classifier.predict_file(source, target, progress=False)
         assert {path.name for path in tmp_path.iterdir()} == before
     else:
-        assert list(read_texts(source)) == row.wanted
+        assert [document.text for document in read_documents(source)] == row.wanted
         assert classifier.predict_file(source, target, progress=False) == len(row.wanted)
         found = pd.read_csv(target)
         assert list(found["ID"]) == list(range(len(row.wanted)))
@@ -153,7 +153,7 @@ def test_labelled_rows_are_read_whole_or_refused_with_their_row(tmp_path, row):
     path = put(tmp_path, row)
 
     def read():
-        return read_canonical_csv(path) if path.suffix == ".csv" else load_split(str(tmp_path), "train")
+        return read_rows([path]) if path.suffix == ".csv" else load_split(str(tmp_path), "train")
 
     if isinstance(row.wanted, Refused):
         with refusal(row.wanted):

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from lora_helpers.config import LABELS, get_profile
-from lora_helpers.data import _carve_validation, fingerprint, load_ag_news, load_split, read_canonical_csv, tokenize
+from lora_helpers.data import _carve_validation, fingerprint, load_ag_news, load_split, read_rows, tokenize
 from lora_helpers.errors import InputError
 
 
@@ -19,7 +19,7 @@ def make_rows(count):
 
 def test_text_is_title_blank_description_stripped(tmp_path):
     write_rows(tmp_path / "train.csv", [(1, 'A "quoted" title', "and, more"), (4, "", " all in one ")])
-    rows = read_canonical_csv(tmp_path / "train.csv")
+    rows = read_rows([tmp_path / "train.csv"])
     assert list(rows["text"]) == ['A "quoted" title and, more', "all in one"]
     assert list(rows["label"]) == [0, 3]
 
@@ -45,7 +45,7 @@ def test_stratified_rows_are_those_of_train_test_split():
 def test_the_hubs_parquet_files_in_a_folder_hold_the_same_rows(tmp_path):
     write_rows(tmp_path / "train.csv", make_rows(8))
     (tmp_path / "hub" / "data").mkdir(parents=True)
-    rows = read_canonical_csv(tmp_path / "train.csv")
+    rows = read_rows([tmp_path / "train.csv"])
     pd.DataFrame({"text": rows["text"], "label": rows["label"]}).to_parquet(
         tmp_path / "hub" / "data" / "train-00000-of-00001.parquet"
     )

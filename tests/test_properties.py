@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from lora_helpers import inference
 from lora_helpers.batching import LengthGroupedSampler, batches_by_tokens
 from lora_helpers.config import RunConfig
-from lora_helpers.data import read_canonical_csv, tokenize
+from lora_helpers.data import read_rows, tokenize
 from lora_helpers.errors import InputError
 from lora_helpers.field_checks import BATCH_ORDERS, SCHEDULERS
-from lora_helpers.files.documents import READERS, read_texts
+from lora_helpers.files.documents import READERS, read_documents
 from lora_helpers.pretraining.batches import TokenBudgetBatches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,9 +68,11 @@ def test_a_prediction_depends_on_its_text_alone(classifier, data, texts, budget,
 
 
 def write_texts(path, texts):
-    if path.suffix == ".csv":
+    if path.suffix in (".csv", ".tsv"):
         with path.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([["n", "text"], *enumerate(texts)])
+            csv.writer(stream, delimiter="," if path.suffix == ".csv" else "\t").writerows(
+                [["n", "text"], *enumerate(texts)]
+            )
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     elif path.suffix == ".parquet":
@@ -79,9 +81,8 @@ def write_texts(path, texts):
         path.write_bytes("".join(text + "\n" for text in texts).encode())
 
 
-def as_read(suffix, texts):
-    """CSV texts come stripped; a line of a .txt file ends where it ends."""
-    return [text.strip() for text in texts] if suffix == ".csv" else texts
+def texts_of(path):
+    return [document.text for document in read_documents(path)]
 
 
 def without_line_ends(suffix, texts):
@@ -98,7 +99,7 @@ def require_rows_in_order(classifier, suffix, texts):
         write_texts(source, texts)
         assert classifier.predict_file(source, target, probabilities=True, progress=False) == len(texts)
         found = pd.read_csv(target)
-    wanted = classifier.predict_probabilities(as_read(suffix, texts))
+    wanted = classifier.predict_probabilities([text.strip() for text in texts])
     assert list(found["ID"]) == list(range(len(texts)))
     assert list(found["Label"]) == list(found.iloc[:, 3:].to_numpy().argmax(axis=1))
     np.testing.assert_allclose(found.iloc[:, 3:], wanted, atol=1e-5, rtol=0)
@@ -122,7 +123,7 @@ def test_texts_written_are_the_texts_read(suffix, texts):
     texts = without_line_ends(suffix, texts)
     with tempfile.TemporaryDirectory() as folder:
         write_texts(Path(folder) / f"in{suffix}", texts)
-        assert list(read_texts(Path(folder) / f"in{suffix}")) == as_read(suffix, texts)
+        assert texts_of(Path(folder) / f"in{suffix}") == [text.strip() for text in texts]
 
 
 @CHEAP
@@ -133,9 +134,9 @@ def test_canonical_rows_written_are_the_rows_read(rows, quoting):
         path = Path(folder) / "train.csv"
         with path.open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, quoting=quoting).writerows(rows)
-        found = read_canonical_csv(path)
+        found = read_rows([path])
         wanted = [f"{title} {description}".strip() for _, title, description in rows]
-        assert list(found["text"]) == wanted == list(read_texts(path))
+        assert list(found["text"]) == wanted == texts_of(path)
         assert list(found["label"]) == [label - 1 for label, _, _ in rows]
 
 
@@ -160,9 +161,9 @@ def test_any_bytes_are_texts_or_a_sentence(suffix, parts):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"in{suffix}"
         path.write_bytes(b"".join(parts))
-        require_texts_or_a_sentence(path, read_texts)
+        require_texts_or_a_sentence(path, texts_of)
         if suffix == ".csv":
-            require_texts_or_a_sentence(path, lambda path: read_canonical_csv(path)["text"])
+            require_texts_or_a_sentence(path, lambda path: read_rows([path])["text"])
 
 
 @CHEAP
@@ -175,7 +176,7 @@ def test_a_damaged_parquet_file_is_texts_or_a_sentence(changes):
         for place, value in changes:
             data[place % len(data)] = value
         path.write_bytes(data)
-        require_texts_or_a_sentence(path, read_texts)
+        require_texts_or_a_sentence(path, texts_of)
 
 
 # Configurations
@@ -314,9 +315,9 @@ def test_predictions_that_see_their_neighbours_padding_fail(classifier):
 
 
 def test_rows_in_another_order_or_too_few_fail(classifier):
-    stock = inference.read_texts
+    stock = inference.read_documents
     for wrong in (lambda path: reversed(list(stock(path))), lambda path: list(stock(path))[1:]):
-        with mock.patch.object(inference, "read_texts", wrong), pytest.raises(AssertionError):
+        with mock.patch.object(inference, "read_documents", wrong), pytest.raises(AssertionError):
             require_rows_in_order(classifier, ".jsonl", SOME)
 
 

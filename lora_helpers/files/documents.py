@@ -1,52 +1,85 @@
-"""The rows of an input file, one at a time, whatever its format; memory stays flat however long the file is.
+"""The documents of an input file, one at a time, whatever its format; memory stays flat however long the file is.
 
-`numbered` is the one place where a file that cannot be read becomes a sentence. `inference.predict_file` takes its
-texts from here, `data` its labelled rows.
+`read_documents` is the one reading of rows, for `inference.predict_file` and for `data`; `columns` says what they
+mean. `_numbered` is the one place where a file that cannot be read becomes a sentence.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from ..errors import InputError, first_line
+from .columns import WITHOUT_HEADER, Columns, Document
+from .csv_records import Fault, csv_records, separated_otherwise
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin")
-LONGEST_FIELD = 2**31 - 1  # characters of a CSV field: the most that a C long holds on every platform
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+FETCH_LFS = "a Git LFS pointer in the place of the file; fetch the file itself with `git lfs pull`"
+WAYS_OUT = {
+    **dict.fromkeys(PICKLES, "a pickle is a program and is not opened; save the texts as .csv, .jsonl or .parquet"),
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"), "compressed; unpack it first"),
+    **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "a spreadsheet; save it as CSV, UTF-8, separated by commas"),
+    ".json": "one JSON document; write one object a line and call the file .jsonl",
+    ".ndjson": "if it holds one JSON object a line, call it .jsonl",
+}
 Row = TypeVar("Row")
+Choose = Callable[[Sequence[str], str], list[int]]  # names of all columns, and where they stand -> places of the wanted
 
 
-def read_texts(path: Path | str) -> Iterator[str]:
-    """Yield the document of each row of a .csv, .jsonl, .parquet or .txt file, in file order.
+def read_documents(
+    path: Path | str, *, text_columns: Sequence[str] = (), id_column: str | None = None, labelled: bool = False
+) -> Iterator[Document]:
+    """Yield each row of a .csv, .tsv, .jsonl, .parquet or .txt file as a `Document`, in file order.
 
-    CSV: a `text` column, `title` and `description` columns, or canonical headerless rows (class, title, description).
-    JSON lines and parquet: a `text` field; blank lines of JSON lines are no documents. Text: one document a line,
-    blank ones included.
+    The text is a column `text`, or `title` and `description` joined by a blank; the label, read if `labelled`, is
+    `label` (0-3, or a class's name) or `class` or `class index` (1-4). Case does not count, nor `_` for a blank.
+    A CSV file may come without a header, as class, title, description. Text: one document a line, blank ones included.
 
     A row that is not as described ends the reading: the whole file is refused and the row is named, since a guess
     or a gap would move every label after it. An odd text (empty, a NUL, emoji, half a surrogate pair) is a document.
+
+    Args:
+        text_columns: the columns that make the text instead, joined by a blank.
+        id_column: the column that holds each document's id; without it the id is the place in the file, from 0.
 
     Raises:
         InputError: missing or empty file, unknown format, or a row that is not as described; its number is named.
     """
     path = Path(path)
-    if path.suffix.lower() in PICKLES:
-        raise InputError(f"{path}: a pickle is a program and is not opened; save the texts as .csv, .jsonl or .parquet")
-    if path.suffix.lower() not in READERS:
-        raise InputError(f"{path}: unknown format {path.suffix!r}, wanted one of {', '.join(READERS)}")
-    count = 0
-    for text in READERS[path.suffix.lower()](path):
-        yield text
-        count += 1
-    if count == 0:
-        raise InputError(f"{path}: holds no documents; wanted at least one")
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        unknown = f"unknown format {path.suffix!r}, wanted one of {', '.join(READERS)}"
+        raise InputError(f"{path}: {WAYS_OUT.get(suffix, unknown)}")
+    columns = Columns(text=text_columns, id=id_column, labelled=labelled, digits=suffix in (".csv", ".tsv"))
+    document = None
+    for number, (where, values) in enumerate(READERS[suffix](path, columns.choose)):
+        document = columns.document(number, values, where)
+        yield document
+    if document is None:
+        raise InputError(f"{path}: holds no {'rows' if labelled else 'documents'}; wanted at least one")
 
 
-def numbered(path: Path, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether the file only stands for another, as a clone made without Git LFS leaves it."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def class_names(schema) -> dict[str, list[str]]:
+    """The names that a parquet schema gives to the numbers in a column, as `datasets` writes a ClassLabel."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        names = {column: [str(name) for name in each["names"]] for column, each in features.items() if "names" in each}
+    except (KeyError, TypeError, ValueError, AttributeError):  # no such metadata, or somebody else's
+        return {}
+    return {column: each for column, each in names.items() if each != [str(i) for i in range(len(each))]}
+
+
+def _numbered(path: Path, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
     """The rows of the file `path` with their numbers, from 1.
 
     Raises:
@@ -57,6 +90,8 @@ def numbered(path: Path, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
         raise InputError(f"{path}: {found}; give a file of rows ({', '.join(READERS)})")
     number = 0
     try:
+        if is_lfs_pointer(path):
+            raise InputError(f"{path}: {FETCH_LFS}")
         for number, row in enumerate(rows, start=1):
             yield number, row
     except UnicodeDecodeError as error:
@@ -64,99 +99,97 @@ def numbered(path: Path, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
             f"{path}, line {_first_bad_line(path)}: not UTF-8 ({error.reason} 0x{error.object[error.start]:02x});"
             " wanted plain text: convert it to UTF-8, or unpack it if it is compressed"
         ) from error
-    except csv.Error as error:
-        raise InputError(f"{path}, row {number + 1}: {error}; check the quotation marks") from error
+    except Fault as error:
+        raise InputError(f"{path}, row {number + 1}: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)}); check the file") from error
 
 
-def csv_rows(path: Path) -> Iterator[list[str]]:
-    """The rows of a CSV file, strictly quoted, with fields of any length; rows end in LF, CRLF or CR."""
-    csv.field_size_limit(LONGEST_FIELD)
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        yield from csv.reader(stream, strict=True)
+def _csv_rows(path: Path, choose: Choose) -> Iterator[tuple[str, list[str]]]:
+    header, columns, width, empty = None, [], 0, ""
+    for number, row in _numbered(path, csv_records(path)):
+        where = f"{path}, row {number}"
+        if not row or (len(row) == 1 < width and not row[0].strip()):
+            empty = empty or where
+            continue
+        if empty:
+            raise InputError(f"{empty}: 0 columns, wanted {width or len(row)}; remove the empty line")
+        if not columns:
+            if len(row) != 3 or row[0] not in _CLASSES:
+                header = [_bare(name) for name in row]
+            try:
+                columns, width = choose(row if header else WITHOUT_HEADER, where), len(row)
+            except InputError:
+                if cause := separated_otherwise(path, row[0]):
+                    raise InputError(f"{where}: {cause}") from None
+                raise
+            if header:
+                continue
+        if len(row) != width:
+            raise InputError(f"{where}: {len(row)} columns, wanted {width} as in row 1; mend the row")
+        if header is None and row[0] not in _CLASSES:
+            raise InputError(f"{where}: class {row[0]!r:.40}, wanted 1, 2, 3 or 4 as in row 1; mend the row")
+        if header == [_bare(value) for value in row]:
+            raise InputError(f"{where}: the header again; remove the row (files joined by `cat` keep their headers)")
+        yield where, [row[column] for column in columns]
 
 
-def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple]:
-    """The values of `columns` in each row of a parquet file.
+def _bare(name: str) -> str:
+    """A column's name for comparison; in the middle of a file it may carry a byte-order mark, with the quotes behind it."""
+    return name.strip(' \ufeff"').lower()
 
-    Raises:
-        InputError: not a whole parquet file, or one of `columns` is not there exactly once.
-    """
+
+def _parquet_rows(path: Path, choose: Choose) -> Iterator[tuple[str, list]]:
+    rows = (row for batch in _parquet_batches(path, choose) for row in zip(*batch, strict=True))
+    for number, row in _numbered(path, rows):
+        yield f"{path}, row {number}", row
+
+
+def _parquet_batches(path: Path, choose: Choose) -> Iterator[list[list]]:
+    """The wanted columns of some rows at a time; where the schema names the numbers of a column, their names."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if any(names.count(column) != 1 for column in columns):
-                raise InputError(f"{path}: columns {', '.join(names)}; wanted one called {' and one '.join(columns)}")
-            for batch in file.iter_batches(columns=list(columns)):
-                yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
+            schema = file.schema_arrow
+            wanted = [schema.names[place] for place in choose(schema.names, str(path))]
+            classes = {column: dict(enumerate(names)) for column, names in class_names(schema).items()}
+            for batch in file.iter_batches(columns=list(dict.fromkeys(wanted))):
+                values = {column: batch.column(column).to_pylist() for column in wanted}
+                for column in classes.keys() & values.keys():
+                    values[column] = [classes[column].get(i, f"{i}, which has no name") for i in values[column]]
+                yield [values[column] for column in wanted]
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a whole parquet file ({first_line(error)}); make or fetch it again") from error
 
 
-def _texts_of_csv(path: Path) -> Iterator[str]:
-    columns, width = [], 0
-    for number, row in numbered(path, csv_rows(path)):
-        if number == 1:
-            (columns, is_header), width = _text_columns(path, row), len(row)
-            if is_header:
-                continue
-        if len(row) != width:
-            raise InputError(f"{path}, row {number}: {len(row)} columns, wanted {width} as in row 1; mend the row")
-        yield " ".join(row[column] for column in columns).strip()
-
-
-def _text_columns(path: Path, first: list[str]) -> tuple[list[int], bool]:
-    """Which columns hold the text, and whether the first row is a header."""
-    if len(first) == 3 and first[0] in {"1", "2", "3", "4"}:
-        return [1, 2], False
-    header = [name.strip().lower() for name in first]
-    for names in (["text"], ["title", "description"]):
-        if all(header.count(name) == 1 for name in names):
-            return [header.index(name) for name in names], True
-    raise InputError(
-        f"{path}, row 1: columns {', '.join(first)[:80]!r}; wanted one `text` column, `title` and `description`,"
-        " or rows of class (1-4), title, description"
-    )
-
-
-def _texts_of_jsonl(path: Path) -> Iterator[str]:
-    for number, line in numbered(path, _lines(path, newline=None)):
+def _json_rows(path: Path, choose: Choose) -> Iterator[tuple[str, list]]:
+    names, columns = None, []
+    for number, line in _numbered(path, _lines(path, newline=None)):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            found = json.loads(line, object_pairs_hook=_one_text)
+            found = json.loads(line, object_pairs_hook=tuple)  # JSON has no tuples: what becomes one was an object
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", first_line(error))
-            raise InputError(f'{path}, line {number}: {reason}; wanted one JSON object with a "text"') from error
-        text = found.get("text") if isinstance(found, dict) else None
-        if not isinstance(text, str):
-            raise InputError(f'{path}, line {number}: {line.strip()[:60]!r}; wanted an object whose "text" is a string')
-        yield text
+            raise InputError(f'{where}: {reason}; wanted one JSON object with a "text"') from error
+        if not isinstance(found, tuple):
+            raise InputError(f'{where}: {line.strip()[:60]!r}; wanted an object with a "text"')
+        if [name for name, _ in found] != names:
+            names = [name for name, _ in found]
+            columns = choose(names, where)
+        yield where, [found[column][1] for column in columns]
 
 
-def _one_text(pairs: list[tuple]) -> dict:
-    if [name for name, _ in pairs].count("text") > 1:
-        raise ValueError('two values of "text" in one object')
-    return dict(pairs)
-
-
-def _texts_of_parquet(path: Path) -> Iterator[str]:
-    for number, (text,) in numbered(path, parquet_rows(path, ["text"])):
-        if not isinstance(text, str):
-            raise InputError(f"{path}, row {number}: text is {type(text).__name__}, wanted a string; drop or fill it")
-        yield text
-
-
-def _texts_of_lines(path: Path) -> Iterator[str]:
-    for number, line in numbered(path, _lines(path, newline="\n")):
+def _text_rows(path: Path, choose: Choose) -> Iterator[tuple[str, list[str]]]:
+    columns = choose(["text"], str(path))
+    for number, line in _numbered(path, _lines(path, newline="\n")):
         text = line.removesuffix("\n").removesuffix("\r")
         if "\r" in text:
             raise InputError(f"{path}, line {number}: a carriage return inside; wanted lines that end in LF or CRLF")
-        yield text
+        yield f"{path}, line {number}", [text for _ in columns]
 
 
 def _lines(path: Path, *, newline: str | None) -> Iterator[str]:
@@ -170,7 +203,8 @@ def _first_bad_line(path: Path) -> int:
         return next(n for n, line in enumerate(lines, start=1) if line.decode("utf-8", "ignore").encode() != line)
 
 
-READERS = {".csv": _texts_of_csv, ".jsonl": _texts_of_jsonl, ".parquet": _texts_of_parquet, ".txt": _texts_of_lines}
+READERS = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows, ".txt": _text_rows}
+_CLASSES = frozenset("1234")
 _NO_FILES = (
     (os.path.isdir, "a folder, not a file"),
     (os.path.exists, "a pipe or a device, not a file"),

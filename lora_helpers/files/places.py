@@ -21,8 +21,15 @@ AG_NEWS = "fancyzhx/ag_news"
 ROBERTA_MINI = "checkpoints/roberta-mini"  # relative to the repository
 BUNDLED = "bundled"  # the corpus in MINI_NEWS
 
+SHORT_NAMES = {"roberta-base": ROBERTA_BASE, "ag_news": AG_NEWS}  # of before the Hub knew owners; it redirects them
+
 # Variables that may name a folder to take the place of what the Hub calls so.
 STAND_INS = {ROBERTA_BASE: "ROBERTA_BASE_DIR", MPNET_BASE: "MPNET_BASE_DIR", AG_NEWS: "AG_NEWS_DIR"}
+
+
+def full_name(name: str) -> str:
+    """The Hub's name of today for an old short one; any other name as it is."""
+    return SHORT_NAMES.get(name, name)
 
 
 def is_folder_name(name: str) -> bool:
@@ -41,11 +48,12 @@ def find_folder(name: str) -> Path | None:
 def local_folder(name: str, wanted: str) -> Path | None:
     """The folder that the name of a base model or data set means here, None if it is a name on the Hub.
 
-    AG_NEWS_DIR, ROBERTA_BASE_DIR and MPNET_BASE_DIR stand in for what they are called after. `wanted`: what the folder should hold.
+    AG_NEWS_DIR, ROBERTA_BASE_DIR and MPNET_BASE_DIR stand in for what they are called after, by its short name too.
+    `wanted`: what the folder should hold.
     """
-    variable = STAND_INS.get(name)
+    variable = STAND_INS.get(full_name(name))
     if variable and os.environ.get(variable):
-        folder = Path(os.environ[variable])
+        folder = Path(os.path.expanduser(os.environ[variable]))
         if not folder.is_dir():
             raise InputError(f"{variable} is {str(folder)!r}, which is no folder; give one with {wanted}")
         return folder
