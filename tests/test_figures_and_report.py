@@ -6,8 +6,7 @@ import pytest
 from lora_helpers import figures
 from lora_helpers.architecture import draw_architecture, draw_roberta_base
 from lora_helpers.config import LABELS, get_profile
-from lora_helpers.errors import CheckFailed, InputError
-from lora_helpers.evidence import report
+from lora_helpers.errors import InputError
 from lora_helpers.figures import FIGURES, draw_figures
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.model import count_parameters, make_lora_config, shape_of
@@ -179,19 +178,3 @@ def test_the_architecture_s_parts_add_up_for_other_encoders(kind):
 def test_a_folder_without_a_record_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no run\.json"):
         draw_figures([tmp_path], tmp_path)
-
-
-def test_the_documents_say_what_the_records_say():
-    assert report.update_documents(check=True) == []
-
-
-def test_a_number_that_differs_is_found(tmp_path, monkeypatch):
-    text = (REPOSITORY / "README.md").read_text()
-    accuracy = report.collect_values()["mini-agnews-accuracy"]
-    assert accuracy in text
-    (tmp_path / "README.md").write_text(text.replace(accuracy, "0.9999"))
-    monkeypatch.setattr(report, "REPOSITORY", tmp_path)
-    with pytest.raises(CheckFailed, match="mini-agnews-accuracy"):
-        report.update_documents(check=True)
-    assert report.update_documents() == [tmp_path / "README.md"]
-    assert (tmp_path / "README.md").read_text() == text

@@ -1,47 +1,58 @@
-"""The numbers in README and model cards: written there from the committed records, and checked against them.
+"""Numbers in documents: written there from the committed records, and checked against them (`report`, `report --check`).
 
-A number stands between `<!--name-->` and `<!--/-->`; `report_values` has them by name.
+A document asks for a number between `<!--RECORD.KEY.KEY-->` and `<!--/-->`, with `:FORM` behind the last key where the
+usual form does not do; for a table it asks by a name of `TABLES`. What has no record says so by itself.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
-from ..errors import CheckFailed, InputError, first_line
+from ..config import BUNDLED, PROFILES, get_profile
+from ..errors import CheckFailed
+from ..evaluation import compare, from_digits
 from ..files.manifests import write_atomically
 from ..files.places import CHECKPOINTS, REPOSITORY
-from .report_values import collect_values
+from ..records import RECORD, read_evidence, read_record, validation_rows
 
-MARK = re.compile(r"<!--(?P<name>[a-z][a-z0-9-]*)-->(?P<value>.*?)<!--/-->", re.DOTALL)
+DOCUMENTS = ("README.md", "*.ipynb", "checkpoints/README.md", "checkpoints/*/README.md")
+MARK = re.compile(r"<!--(?P<name>[a-z][\w. -]*)(?::(?P<form>[\w.,%]+))?-->(?P<value>.*?)<!--/-->", re.DOTALL)
+NO_RECORD, NO_VALUE = "not run yet", "not measured"
+ROBERTA_BASE, BASE = "roberta-base", "roberta-mini"  # the two shapes of the benchmark; the second is the bundled base
+FORMS: dict[str, Callable] = {
+    "minutes": lambda seconds: f"{seconds / 60:.1f}",
+    "GiB": lambda mib: f"{mib / 1024:.1f}",
+    "millions": lambda count: f"{count / 1e6:,.1f}",  # also bytes as MB
+    "days": lambda rate: f"{1e9 / rate / 86400:.0f}",  # for 10^9 rows, of which there are `rate` a second
+}
+# Not measured by this project: model, test accuracy, interval, seeds, trained parameters, labelled rows. README has the sources.
+PUBLISHED = (
+    ("*published:* roberta-base, LoRA at rank 1 on query and value ¹", "0.9337", "", "", "630,532", "120,000"),
+    ("*published:* the same, four epochs ¹", "0.9403", "", "", "630,532", "120,000"),
+    ("*published:* roberta-base, recipe of `original` ²", "0.9055", "", "", "630,532", "38,400"),
+)
 
 
 def update_documents(*, check: bool = False) -> list[Path]:
-    """Write every number into its place; returns the documents that changed.
+    """Write every number and table into its place; returns the documents that changed.
 
     Raises:
-        CheckFailed: with `check`, if a number differs from the records; nothing is written then.
-        InputError: a document asks for a number that no record has.
+        CheckFailed: with `check`, if something differs from the records; nothing is written then.
     """
-    try:
-        values = collect_values()
-    except (KeyError, FileNotFoundError) as error:
-        raise InputError(
-            f"the records in checkpoints/ are not complete ({first_line(error)}); run: make evidence, make drill"
-        ) from error
-    changed, wrong = [], []
-    for path in [REPOSITORY / "README.md", *sorted(CHECKPOINTS.glob("*/README.md"))]:
-        old = path.read_text(encoding="utf-8")
+    records, changed, wrong = read_records(), [], []
+    for path in (path for pattern in DOCUMENTS for path in sorted(REPOSITORY.glob(pattern))):
+        old = path.read_bytes().decode("utf-8")
 
-        def fill(match, path=path):
-            name = match["name"]
-            if name not in values:
-                raise InputError(f"{path}: no record has a number called {name!r}; known are {', '.join(values)}")
-            if match["value"] != values[name]:
-                wrong.append(
-                    f"{path.parent.name}/{path.name}: {name} is {match['value']!r}, the records say {values[name]!r}"
-                )
-            return f"<!--{name}-->{values[name]}<!--/-->"
+        def fill(match: re.Match, path: Path = path) -> str:
+            begin, _, _ = match[0].partition("-->")
+            text = make_text(records, match["name"], match["form"])
+            if match["value"] != text:
+                wrong.append(f"{path.relative_to(REPOSITORY)}: {begin[4:]} is {match['value']!r}, wanted {text!r}")
+            return f"{begin}-->{text}<!--/-->"
 
         new = MARK.sub(fill, old)
         if new != old:
@@ -51,3 +62,151 @@ def update_documents(*, check: bool = False) -> list[Path]:
     if check and wrong:
         raise CheckFailed("; ".join(wrong) + "; run: python -m lora_helpers report")
     return changed
+
+
+def read_records() -> dict[str, dict]:
+    """Every committed record by name: runs by profile, parts of the evidence, `roberta-mini` (the base), `reliability`.
+
+    Added to a run: `last`, its last validation row; to the base: the same, `bytes`, `epochs`; to `bench`: `ours_over`,
+    how many times faster than the other pipelines ours takes a step of roberta-base.
+    """
+    records = read_evidence()
+    files = {BASE: CHECKPOINTS / BASE / "pretraining.json", "reliability": CHECKPOINTS / "reliability.json"}
+    records |= {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
+    for profile in PROFILES:
+        if (CHECKPOINTS / profile / RECORD).is_file():
+            run = read_record(CHECKPOINTS / profile)
+            records[profile] = run | {"last": validation_rows(run)[-1]}
+    if base := records.get(BASE):
+        base["last"] = [row for row in base["log"] if "eval_masked_loss" in row][-1]
+        base["bytes"] = sum(f.stat().st_size for f in files[BASE].parent.iterdir() if f.suffix != ".md")
+        base["epochs"] = base["tokens"]["seen"] / base["tokens"]["an_epoch"]
+    if bench := records.get("bench"):
+        rates = {row["pipeline"]: row["examples_per_second"] for row in bench["rows"] if row["model"] == ROBERTA_BASE}
+        bench["ours_over"] = {name: rates["ours"] / rate for name, rate in rates.items()}
+    return records
+
+
+def make_text(records: dict, name: str, form: str | None = None) -> str:
+    """What stands in a document for a table, or for the number whose place in the records is `name`, keys joined by dots."""
+    if name in TABLES:
+        return f"\n{_markdown(TABLES[name](records))}\n"
+    record, *keys = name.split(".")
+    if not records.get(record):
+        return NO_RECORD
+    value = records[record]
+    for key in keys:
+        try:
+            value = value[int(key) if isinstance(value, list) else key]
+        except (KeyError, IndexError):
+            return NO_VALUE
+    return NO_VALUE if value is None else _format(value, form)
+
+
+def _format(value, form: str | None) -> str:
+    if form in FORMS:
+        return FORMS[form](value)
+    if isinstance(value, list):
+        return " to ".join(_format(end, form) for end in value)
+    return format(value, form or {int: ",", float: ".4f"}.get(type(value), ""))
+
+
+def _markdown(rows: Iterable[tuple[str, ...]]) -> str:
+    """Rows as a table; the first one is its head, and others may be shorter."""
+    head, *rest = (re.sub(" +", " ", f"| {' | '.join(row)} |") for row in rows)
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rest])
+
+
+def make_results(records: dict) -> Iterable[tuple[str, ...]]:
+    """Every model on its test split, by data set: ours, linear ones, and figures published by others."""
+    yield (
+        *("model", "accuracy", "95 % interval", "over seeds", "trained parameters", "labelled rows"),
+        *("beside linear, all rows", "beside linear, same rows"),
+    )
+    for bundled, title in ((True, "bundled corpus"), (False, "AG News")):
+        profiles = [name for name in PROFILES if (get_profile(name).dataset == BUNDLED) == bundled]
+        yield (f"**{title}**, {make_text(records, f'{profiles[0]}.test.examples')} test rows",)
+        yield from (_describe_run(name, records) for name in profiles)
+        yield from _describe_linear_models(profiles, records.get("baselines", {}))
+    yield from PUBLISHED
+
+
+def _describe_run(name: str, records: dict) -> tuple[str, ...]:
+    accuracy, interval = make_text(records, f"{name}.test.accuracy"), make_text(records, f"{name}.test.interval", ".3f")
+    if name not in records:
+        return f"`{name}`", accuracy
+    run, seeds, linear = records[name], records.get(f"{name}-seeds"), records.get("baselines", {}).get(name, {})
+    seen = min(run["data"]["rows"]["train"], run["last"]["step"] * run["config"]["batch_size"])
+    spread = f"{seeds['test_mean']:.4f} ± {seeds['test_std']:.4f} ({len(seeds['runs'])})" if seeds else ""
+    paired = (_compare(run, linear, rows) for rows in ("all_rows", "rows_seen"))
+    return f"`{name}`", accuracy, interval, spread, f"{run['parameters']['trainable']:,}", f"{seen:,}", *paired
+
+
+def _compare(run: dict, linear: dict, rows: str) -> str:
+    """The difference of accuracy, in points, between a run and the linear model fitted on `rows`, paired row by row."""
+    by_row = run.get("test", {}).get("predictions"), linear.get(rows, {}).get("predictions"), linear.get("labels")
+    if not all(by_row):
+        return "no paired test yet"
+    found = compare(*map(from_digits, by_row))
+    return f"{found['verdict']}: {_points(found['difference'], found['interval'])}"
+
+
+def _points(difference: float, interval: list[float], decimals: int = 1) -> str:
+    shown = [f"{100 * value:+.{decimals}f}" for value in (difference, *interval)]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+def _describe_linear_models(profiles: list[str], baselines: dict) -> Iterable[tuple[str, ...]]:
+    first = True
+    for name, linear in ((name, baselines[name]) for name in profiles if name in baselines):
+        chosen, everything = linear.get("chosen"), linear.get("all_rows", linear)
+        model = f"TF-IDF of {chosen['features']}, {chosen['model']}" if chosen else linear["model"]
+        fits = {model: everything} if first else {}  # profiles with the same data share it
+        if "rows_seen" in linear and linear["rows_seen"]["train_rows"] < everything["train_rows"]:
+            fits[f"the same, on the rows that `{name}` saw"] = linear["rows_seen"]
+        for title, fit in fits.items():
+            interval = _format(fit["interval"], ".3f")
+            yield title, f"{fit['accuracy']:.4f}", interval, "", "", f"{fit['train_rows']:,}"
+        first = False
+
+
+def make_training_speed(records: dict) -> Iterable[tuple[str, ...]]:
+    """Steps of every pipeline, for both shapes."""
+    yield (
+        "pipeline",
+        "roberta-base, examples/s",
+        "peak memory, GiB",
+        "processed / real tokens",
+        "bundled base, examples/s",
+    )
+    rows = {(row["model"], row["pipeline"]): row for row in records.get("bench", {}).get("rows", [])}
+    for name in [name for model, name in rows if model == ROBERTA_BASE]:
+        row, small = rows[ROBERTA_BASE, name], rows[BASE, name]
+        memory = FORMS["GiB"](row["peak_memory_mib"]) if row["peak_memory_mib"] else NO_VALUE  # Linux alone can
+        rates = f"{row['examples_per_second']:.2f}", f"{small['examples_per_second']:.0f}"
+        yield f"`{name}`", rates[0], memory, f"{row['padding']:.2f}", rates[1]
+
+
+def make_prediction_speed(records: dict) -> Iterable[tuple[str, ...]]:
+    """Rows a second of every way to predict, for both shapes."""
+    yield "way to predict", "roberta-base, rows/s", "bundled base, rows/s"
+    ways = records.get("bench", {}).get("prediction", {ROBERTA_BASE: {}})
+    for name in ways[ROBERTA_BASE]:
+        yield f"`{name}`", *(f"{ways[model][name]['rows_per_second']:.1f}" for model in (ROBERTA_BASE, BASE))
+
+
+def make_study(part: str, records: dict) -> Iterable[tuple[str, ...]]:
+    """Arms of a study: accuracy on validation rows in %, and how far the first arm is ahead of each, paired by seed."""
+    arms = records.get(part, {}).get("variants", {})
+    yield "arm", "mean ± standard deviation", f"`{next(iter(arms), 'ours')}` is ahead by (95 % interval)"
+    for name, arm in arms.items():
+        ahead = _points(arm["difference"], arm["interval"], 2) if "difference" in arm else ""
+        yield f"`{name}`", f"{100 * arm['mean']:.2f} ± {100 * arm['std']:.2f}", ahead
+
+
+TABLES: dict[str, Callable[[dict], Iterable[tuple[str, ...]]]] = {
+    "results-table": make_results,
+    "training-speed-table": make_training_speed,
+    "prediction-speed-table": make_prediction_speed,
+    "ablations-table": partial(make_study, "ablations"),
+}
