@@ -13,7 +13,7 @@ from hub_repositories import SMALL, SMALL_PARAMETERS, build_base
 from lora_helpers import checkpoints, model, records
 from lora_helpers.config import AG_NEWS, PROFILES, get_profile
 from lora_helpers.errors import CheckFailed
-from lora_helpers.evidence import rebuild, report_values, study
+from lora_helpers.evidence import rebuild, report, study
 from lora_helpers.files.manifests import read_manifest
 from lora_helpers.training.run import train
 
@@ -93,10 +93,10 @@ def test_a_first_run_is_stopped_goes_on_and_becomes_the_committed_one(
     assert ended["checkpoints"]["30"] == record["checkpoints"]["30"]  # the same adapter, bit by bit
 
     card = (target / "README.md").read_text()
-    marks = set(re.findall(f"<!--{profile}-([a-z0-9-]+)-->", card))
     assert "checkpoint-20, checkpoint-30" in card and "{" not in card
-    assert {"accuracy", "interval", "steps"} <= marks
-    assert {f"{profile}-{name}" for name in marks} <= report_values._run_values(profile, record).keys()
+    known = {profile: record | {"last": records.validation_rows(record)[-1]}}
+    shown = [report.make_text(known, mark["name"], mark["form"]) for mark in report.MARK.finditer(card)]
+    assert f"{record['test']['accuracy']:.4f}" in shown and not {report.NO_RECORD, report.NO_VALUE} & set(shown)
 
 
 def test_a_committed_run_is_replaced_whole_and_keeps_its_card(tmp_path):

@@ -39,23 +39,32 @@ CARD = """---
 language: en
 license: other
 license_name: ag-news-research-non-commercial
+license_link: ../LICENSE
 library_name: peft
 base_model: {base}
 pipeline_tag: text-classification
+tags: [lora]
 ---
 # {profile}
 
 LoRA and a classification head on {base}: World, Sports, Business, Sci/Tech. `run.json` is the record of the run.
 
-- **Data:** <!--{profile}-train-rows--><!--/--> training and <!--{profile}-validation-rows--><!--/--> validation rows of AG News' training split.
-- **Trained:** <!--{profile}-lora--><!--/--> LoRA and <!--{profile}-head--><!--/--> head parameters, <!--{profile}-steps--><!--/--> steps of {batch}, in <!--{profile}-minutes--><!--/--> minutes.
-- **Test split** (<!--{profile}-test-rows--><!--/--> rows, last checkpoint): accuracy <!--{profile}-accuracy--><!--/--> (95 % interval <!--{profile}-interval--><!--/-->), macro F1 <!--{profile}-macro-f1--><!--/-->, expected calibration error <!--{profile}-ece--><!--/-->.
+- **Data:** <!--{profile}.data.rows.train--><!--/--> training and
+  <!--{profile}.data.rows.validation--><!--/--> validation rows of AG News' training split.
+- **Trained:** <!--{profile}.parameters.lora--><!--/--> LoRA and <!--{profile}.parameters.head--><!--/--> head
+  parameters, <!--{profile}.last.step--><!--/--> steps of {batch}, in <!--{profile}.timing.seconds:minutes--><!--/-->
+  minutes.
+- **Test split** (<!--{profile}.test.examples--><!--/--> rows, last checkpoint): accuracy
+  <!--{profile}.test.accuracy--><!--/--> (95 % interval <!--{profile}.test.interval:.3f--><!--/-->), macro F1
+  <!--{profile}.test.macro_f1--><!--/-->, expected calibration error
+  <!--{profile}.test.calibration.ece:.3f--><!--/-->.
 - **Resuming** takes {resumable}.
 
 **Limits:** English news of 2004 and before; anything else gets one of the four labels all the same.
 
-**Licence:** the adapter is computed from AG News, for research and other non-commercial use; the base has a licence of its own.
-"""  # noqa: E501
+**Licence:** the adapter is computed from AG News, for research and other non-commercial use ([terms](../LICENSE)); the
+base has a licence of its own.
+"""
 
 
 def rebuild(parts: list[str]) -> None:
