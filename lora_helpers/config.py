@@ -10,11 +10,13 @@ from functools import partial
 
 from .errors import InputError, nearest
 from .field_checks import BATCH_ORDERS, SCHEDULERS, require_valid, setting
+from .files import places
 from .files.places import AG_NEWS, BUNDLED, MPNET_BASE, ROBERTA_BASE, ROBERTA_MINI, is_folder_name, portable_name
 
 ROBERTA_BASE_REVISION = "e2da8e2f811d1448a5b465c236feacd80ffbac7b"
 MPNET_BASE_REVISION = "e8c3b32edf5434bc2275fc9bab85f82640a19130"
 AG_NEWS_REVISION = "eb185aade064a813bc0b7f42de02595523103ca4"
+PINNED = {ROBERTA_BASE: ROBERTA_BASE_REVISION, MPNET_BASE: MPNET_BASE_REVISION, AG_NEWS: AG_NEWS_REVISION}
 LABELS = ("World", "Sports", "Business", "Sci/Tech")  # label 0-3; the CSV files say 1-4
 
 # Fields that change how a run is watched, not what it computes: a resumed run may differ in them.
@@ -101,7 +103,8 @@ class RunConfig:
             raise InputError("configuration: " + "; ".join(unknown))
         for name, revision in (("base_model", "base_revision"), ("dataset", "dataset_revision")):
             if name in changes and changes[name] != getattr(self, name):
-                changes.setdefault(revision, None)  # another source: the old commit does not apply
+                pinned = PINNED.get(places.full_name(str(changes[name])))
+                changes.setdefault(revision, pinned)  # another source: the old commit does not apply
         return replace(self, **changes)
 
     def differences(self, its: dict) -> dict[str, tuple]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 HUB_ROWS = {"train": 120_000, "test": 7_600}  # Zhang, Zhao, LeCun (NeurIPS 2015), table 1
-WANTED = "{split}.csv, {split}.parquet, or a whole set {split}-00000-of-0000N.parquet"
+WANTED = "{0}.csv, {0}.parquet, or a whole set {0}-00000-of-0000N.parquet"
 INSTEAD = "set AG_NEWS_DIR to a folder with train.csv and test.csv, or use PROFILE=mini"
 
 
@@ -65,9 +65,6 @@ def load_split(dataset: str, split: str, revision: str | None = None) -> Dataset
     """One split of a data set, "train" or "test", or the "validation" that it brings: `text` string, `label` int64 (0-3).
 
     `dataset` is "bundled", a folder, or a Hub name at `revision`; the folder in AG_NEWS_DIR stands in for AG News.
-
-    Raises:
-        InputError: no such split, files that leave a choice, or a malformed row (with its number).
     """
     return _read(_open(dataset, (split,), revision), split, dataset, revision)
 
@@ -85,7 +82,7 @@ def describe_source(dataset: str, revision: str | None) -> str:
 def find_split_files(folder: Path, split: str) -> list[Path]:
     """The files that make a split, in `folder` or its `data/`: SPLIT.csv, SPLIT.parquet, or one whole set of shards.
 
-    No other file is a split's, whatever its name begins with. Where there is none: [].
+    No other file is read for it, whatever its name begins with. Where there is none: [].
 
     Raises:
         InputError: the files leave a choice, or a shard is missing.
@@ -93,14 +90,15 @@ def find_split_files(folder: Path, split: str) -> list[Path]:
     ways = []
     for place in (folder, folder / "data"):
         ways += [[file] for file in (place / f"{split}.csv", place / f"{split}.parquet") if file.exists()]
-        shards = [re.fullmatch(rf"{split}-\d{{5}}-of-(\d{{5}})\.parquet", file.name) for file in place.glob("*")]
+        shards = (re.fullmatch(rf"{split}-\d{{5}}-of-(\d{{5}})\.parquet", file.name) for file in place.glob("*"))
         for count in sorted({shard[1] for shard in shards if shard}):
             ways.append([place / f"{split}-{i:05}-of-{count}.parquet" for i in range(int(count))])
-    files = [file for way in ways for file in way if file.exists()]
-    if len(ways) > 1 or (ways and len(files) != len(ways[0])):
+    wanted = [file for way in ways for file in way]
+    files = [file for file in wanted if file.exists()]
+    if len(ways) > 1 or files != wanted:
         names = ", ".join(file.relative_to(folder).as_posix() for file in files)
         fault = "more than one way to read it" if len(ways) > 1 else f"{len(files)} of {len(ways[0])} files of a set"
-        raise InputError(f"{folder}: for {split} there is {names}, {fault}; leave one of {WANTED.format(split=split)}")
+        raise InputError(f"{folder}: for {split} there is {names}: {fault}; keep one of {WANTED.format(split)}")
     return files
 
 
@@ -157,33 +155,30 @@ def _open(dataset: str, splits: Sequence[str], revision: str | None) -> Path:
 
 def _read(folder: Path, split: str, dataset: str, revision: str | None) -> Dataset:
     """The rows of a split in `folder`; of what was downloaded, errors say how to fetch it again."""
-    files, on_hub, name = find_split_files(folder, split), _data_folder(dataset) is None, full_name(dataset)
+    name, on_hub = full_name(dataset), _data_folder(dataset) is None
+    files = find_split_files(folder, split)
     if not files:
-        there = ", ".join(sorted(file.name for file in folder.glob(f"{split}*"))) or "nothing else of that name"
         place, remedy = (f"dataset {name} at {revision}", INSTEAD) if on_hub else (folder, "put the file there")
-        raise InputError(f"{place}: found no {WANTED.format(split=split)}, but {there}; {remedy}")
-    if not on_hub:
-        return read_rows(files)
-    remedy = f"delete {cached_repository(folder)} to download it again"
+        there = ", ".join(sorted(file.name for file in folder.glob(f"{split}*"))) or "no other file of that name"
+        raise InputError(f"{place}: found no {WANTED.format(split)}, but {there}; {remedy}")
     try:
         rows = read_rows(files)
+        if on_hub and name == AG_NEWS:
+            _require_as_published(rows, files[0], split)
     except InputError as error:
-        raise InputError(f"{error}; {remedy}") from error
-    if name == AG_NEWS and split in HUB_ROWS:
-        names = _label_names(files[0])
-        if len(rows) != HUB_ROWS[split] or names != LABELS:
-            raise InputError(
-                f"dataset {name} at {revision}, {split}: {len(rows)} rows with labels {names},"
-                f" wanted {HUB_ROWS[split]} with {LABELS}; {remedy}"
-            )
+        again = f"; delete {cached_repository(folder)} to download it again" if on_hub else ""
+        raise InputError(f"{error}{again}") from error
     return rows
 
 
-def _label_names(file: Path) -> tuple[str, ...]:
-    """The names that a parquet file gives to its labels in their order; where it gives none, ours."""
+def _require_as_published(rows: Dataset, file: Path, split: str) -> None:
+    """What is pinned has the published number of rows, and says that its labels are in our order."""
     from pyarrow.parquet import read_schema
 
-    return tuple(class_names(read_schema(file)).get("label", LABELS)) if file.suffix == ".parquet" else LABELS
+    names = class_names(read_schema(file)).get("label", LABELS) if file.suffix == ".parquet" else LABELS
+    if len(rows) != HUB_ROWS.get(split) or tuple(names) != LABELS:
+        found = f"{len(rows)} rows with labels {tuple(names)}"
+        raise InputError(f"{AG_NEWS}, {split}: {found}, wanted {HUB_ROWS.get(split)} with {LABELS}")
 
 
 def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Dataset]:

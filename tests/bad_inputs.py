@@ -150,6 +150,7 @@ def cannot_be_read(path):
         path.chmod(0)
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
 COMPRESSED = gzip.compress(b"text\na\n", mtime=0)
 PICKLE = pickle.dumps(["text", "a"])
 CHECK_QUOTES = Refused(r"row 2: .*check the quotation marks")
@@ -184,8 +185,48 @@ NO_CSV = {
     "too few columns": File("in.csv", b"1,a,b\n2,c\n", Refused("row 2: 2 columns, wanted 3")),
     "too many columns": File("in.csv", b"1,a,b\n2,c,d,e\n", Refused("row 2: 4 columns, wanted 3")),
     "a blank line": File("in.csv", b"1,a,b\n\n2,c,d\n", Refused("row 2: 0 columns, wanted 3")),
-    "semicolons": File("in.csv", b"1;a, b;c\n", Refused("row 1: separated by semicolons, wanted commas; save it so$")),
-    "tabs": File("in.csv", b"1\ta\tb\n", Refused("row 1: separated by tabs, wanted commas; .*call it .tsv")),
+    "semicolons": File(
+        "in.csv", b"1;a, b;c\n", Refused("row 1: separated by semicolons; save it separated by commas$")
+    ),
+    "tabs": File("in.csv", b"1\ta\tb\n", Refused("row 1: separated by tabs; save it .*, or call it .tsv")),
+    "bars": File("in.csv", b"class|title|description\n1|a|b\n", Refused("row 1: separated by bars")),
+    "semicolons with a header": File(
+        "in.csv", b"class;title;description\n1;a;b, c\n", Refused("separated by semicolons")
+    ),
+    "semicolons and quotation marks": File("in.csv", b'"1";"a";"b"\n', Refused("row 1: separated by semicolons")),
+    "tabs and quotation marks": File("in.csv", b'"1"\t"a"\t"b"\n', Refused("row 1: separated by tabs; .*call it .tsv")),
+    "semicolons, as Excel says": File("in.csv", b"sep=;\n1;a;b\n", Refused("row 1: separated by semicolons")),
+    "commas in .tsv": File("in.tsv", b"class,title,description\n1,a,b\n", Refused("separated by commas; call it .csv")),
+    "quoted commas in .tsv": File("in.tsv", b'"1","a","b"\n', Refused("separated by commas; call it .csv")),
+    "a space before a quotation mark": File(
+        "in.csv", b'1,"a","b"\n2, "c", "d"\n', Refused("row 2: a space before a quotation mark; remove it")
+    ),
+    "a space before a quotation of two columns": File("in.csv", b'1, "a, b", c\n', Refused("row 1: a space before")),
+    "backslashes before quotation marks": File(
+        "in.csv", b'1,"a","b"\n2,"say \\"c\\"","d"\n', Refused(r"row 2: quotation marks escaped by backslashes; double")
+    ),
+    "a backslash before the last quotation mark": File(
+        "in.csv", b'1,"say \\"a\\"","b"\n', Refused("row 1: quotation marks escaped by backslashes")
+    ),
+    "an empty line and one more": File(
+        "in.csv", b"1,a,b\n\n\n2,c,d\n\n", Refused("row 2: 0 columns, .*remove the empty")
+    ),
+    "an empty line before all": File("in.csv", b"\n1,a,b\n", Refused("row 1: 0 columns, wanted 3; remove the empty")),
+    "only empty lines": File("in.csv", b"\n\n", Refused("no rows|no documents")),
+    "a header after rows without one": File(
+        "in.csv", b"1,a,b\nclass,title,description\n2,c,d\n", Refused("row 2: class 'class', wanted 1, 2, 3 or 4")
+    ),
+    "a header again": File(
+        "in.csv",
+        b"class,title,description\n1,a,b\nClass,Title,Description\n2,c,d\n",
+        Refused("row 3: the header again"),
+    ),
+    "a header again, with byte order mark and quotation marks": File(
+        "in.csv", b'\xef\xbb\xbf"class","title","description"\n"1","a","b"\n' * 2, Refused("row 3: the header again")
+    ),
+    "a Git LFS pointer": File(
+        "in.csv", LFS_POINTER, Refused("a Git LFS pointer in the place of the file; .*git lfs pull")
+    ),
     "a list of JSON": File("in.csv", b'[{"text": "a"}]', Refused("row 1: ")),
     "a page of HTML": File("in.csv", b"<!doctype html>\n<html>\n", Refused("row 1: ")),
 }
@@ -212,6 +253,20 @@ TEXT_FILES = {
     "two text columns": File("in.csv", b"text,text\n1,a\n", Refused("wanted one `text`")),
     "a title without a description": File("in.csv", b"title,body\na,b\n", Refused("wanted one `text`")),
     "mixed widths": File("in.csv", b"text,b\na\n", Refused("row 2: 1 columns, wanted 2")),
+    "empty lines at the end": File("in.csv", b"text,n\na,1\n\n \n\r\n", ["a"]),
+    "empty lines at the end of one column": File("in.csv", b"text\na\n \n\n\n", ["a", ""]),
+    "an empty line between texts": File("in.csv", b"text\na\n\nb\n", Refused("row 3: 0 columns, wanted 1; remove the empty")),
+    "a header of one column again": File("in.csv", b"text\na\n\xef\xbb\xbfText\nb\n", Refused("row 3: the header again")),
+    "a text that begins with a space and a quotation mark": File(
+        "in.csv", b'text,n\n" ""a"" b",1\n" "" "" ",2\n', ['"a" b', '" "']
+    ),
+    "a text that begins with a space and ends with a mark": File("in.csv", b'text,n\n a "b",1\n', ['a "b"']),
+    "a text with semicolons and tabs": File("in.csv", b"text,n\na;b;c,1\nd\te,2\n", ["a;b;c", "d\te"]),
+    "a text with a backslash": File("in.csv", b'text\n"a\\ ""b\\"""\n', ['a\\ "b\\"']),
+    "Kaggle's header": File("in.csv", b"Class Index,Title,Description\n3,a,b\n", ["a b"]),
+    "a title and a text": File("in.csv", b"title,text\na,b\n", ["b"]),
+    "tab-separated": File("in.tsv", b'text\tn\na, b\t1\n"c\td"\t2\n', ["a, b", "c\td"]),
+    "tab-separated without a header": File("IN.TSV", b"1\ta\tb\n4\tc, d\t\n", ["a b", "c, d"]),
     "title and description": File("in.csv", b"Title,Description\na,b\n", ["a b"]),
     "canonical": File("in.csv", b'"3","a","b"\n"4","c","d"\n', ["a b", "c d"]),
     "canonical, the first title is a column's name": File("in.csv", b"1,text,a\n2,b,c\n", ["text a", "b c"]),
@@ -221,6 +276,16 @@ TEXT_FILES = {
     "JSON lines, a byte order mark": File("in.jsonl", b'\xef\xbb\xbf{"text": "a"}\n', ["a"]),
     "JSON lines, escapes": File("in.jsonl", b'{"text": "\\u0000\\n\\ud83c\\udfc0"}\n', ["\0\n🏀"]),
     "JSON lines, half a surrogate pair": File("in.jsonl", b'{"text": "\\ud800"}\n', ["\ud800"]),
+    "JSON lines, title and description": File("in.jsonl", b'{"Title": "a", "n": 1, "description": "b"}\n', ["a b"]),
+    "JSON lines, columns in another order": File(
+        "in.jsonl", b'{"n": "x", "text": "a"}\n{"text": "b", "n": "y"}\n{"title": "c", "description": "d"}\n', ["a", "b", "c d"]
+    ),
+    "JSON lines, white space around": File("in.jsonl", b'{"text": " a\\n"}\n', ["a"]),
+    "JSON lines, an object for a text": File("in.jsonl", b'{"text": {"a": "b"}}\n', Refused("line 1: the text is ")),
+    "JSON lines, a Git LFS pointer": File("in.jsonl", LFS_POINTER, Refused("a Git LFS pointer")),
+    "JSON lines, joined with a byte order mark": File(
+        "in.jsonl", b'{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n', Refused("line 2: Unexpected UTF-8 BOM")
+    ),
     "JSON lines, empty": File("in.jsonl", b"\n\n", Refused("no documents")),
     "JSON lines, a broken line": File("in.jsonl", b'{"text": "a"}\n{"text": \n', Refused("line 2: Expecting value")),
     "JSON lines, cut": File("in.jsonl", b'{"text": "a"}\n{"te', Refused("line 2: Unterminated string")),
@@ -255,6 +320,8 @@ TEXT_FILES = {
     "parquet, bytes": File("in.parquet", parquet({"text": [b"a"]}), Refused("row 1: the text is bytes")),
     "parquet, lists": File("in.parquet", parquet({"text": [["a"]]}), Refused("row 1: the text is list|columns")),
     "parquet, not UTF-8": File("in.parquet", not_utf8_inside, Refused("not a whole parquet file")),
+    "parquet, title and description": File("in.parquet", parquet({"TITLE": ["a"], "description": ["b"]}), ["a b"]),
+    "parquet, a Git LFS pointer": File("in.parquet", LFS_POINTER, Refused("a Git LFS pointer in the place of the file")),
     "parquet, empty": File("in.parquet", b"", Refused("not a whole parquet file")),
     "parquet, only the first bytes": File("in.parquet", b"PAR1", Refused("not a whole parquet file")),
     "parquet, cut": File("in.parquet", broken(lambda data: data[: len(data) // 2]), Refused("not a whole parquet")),
@@ -270,6 +337,8 @@ TEXT_FILES = {
     "lines, CR": File("in.txt", b"a\rb\rc", Refused("line 1: a carriage return inside")),
     "lines, one CR": File("in.txt", b"a\nb\rc\n", Refused("line 2: a carriage return inside")),
     "lines, Latin-1": File("in.txt", b"a\ncaf\xe9\n", Refused("line 2: not UTF-8 .*0xe9")),
+    "lines, joined with a byte order mark": File("in.txt", b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n", ["a", "b"]),
+    "lines, white space around": File("in.txt", b" a \n\t\n", ["a", ""]),
     "lines, gzip": File("in.txt", COMPRESSED, Refused("not UTF-8 .*unpack it")),
     "lines, empty": File("in.txt", b"", Refused("no documents")),
     "a pickle by its name": File("in.pkl", PICKLE, Refused("a pickle is a program")),
@@ -279,6 +348,15 @@ TEXT_FILES = {
         "in.pkl", lambda path: path.write_bytes(pickle.dumps(Bomb(path.with_name("planted")))), Refused("save the texts")
     ),
     "gzip by its name": File("in.csv.gz", COMPRESSED, Refused("in.csv.gz: compressed; unpack it first")),
+    **{
+        f"by its name, {suffix}": File(f"in{suffix}", COMPRESSED, Refused(f"in{suffix}: {way_out}"))
+        for suffixes, way_out in {
+            (".jsonl.bz2", ".zip", ".csv.ZST", ".tar", ".tgz", ".7z", ".xz"): "compressed; unpack it first",
+            (".xlsx", ".xls", ".XLSM", ".ods"): "a spreadsheet; save it as CSV, UTF-8, separated by commas",
+            (".ndjson",): ".*call it .jsonl",
+        }.items()
+        for suffix in suffixes
+    },
     "another format": File("in.docx", b"", Refused("unknown format '.docx', wanted one of .csv, .tsv, .jsonl")),
     "no format": File("texts", b"a\n", Refused("unknown format ''")),
     "one JSON document": File("in.json", b'[{"text": "a"}]', Refused("in.json: one JSON document; .*call the file .jsonl")),
@@ -289,7 +367,7 @@ WANTED_LABEL = "wanted 0, 1, 2 or 3, or World, Sports"
 
 # Labelled rows, as `load_split` finds them in a folder: (text, label).
 LABELLED_FILES = {
-    **{name: file._replace(name=file.name.replace("in.csv", "train.csv")) for name, file in NO_CSV.items()},
+    **{name: file._replace(name=file.name.replace("in.", "train.")) for name, file in NO_CSV.items()},
     "canonical": File("train.csv", b'"1","a","b"\n"4","c",""\n', [("a b", 0), ("c", 3)]),
     "no quotation marks": File("train.csv", b"1,a,b\n", [("a b", 0)]),
     "a byte order mark and CRLF": File("train.csv", b'\xef\xbb\xbf"1","a","b"\r\n"2","c","d"\r\n', [("a b", 0), ("c d", 1)]),
@@ -303,6 +381,21 @@ LABELLED_FILES = {
         f"the class {label!r}": File("train.csv", f"1,a,b\n{label},a,b\n".encode(), Refused(f"row 2: class .*{WANTED_CLASS}"))
         for label in ("0", "5", "-1", "x", "1.0", "", " 1", "01", "1e0", "١", "World")
     },
+    "Kaggle's header": File(
+        "train.csv", b"Class Index,Title,Description\n3,a,b\n4,c,\n", [("a b", 2), ("c", 3)]
+    ),
+    "a label column": File("train.csv", b"text,label\na,0\nb,3\n", [("a", 0), ("b", 3)]),
+    "names of classes": File("train.csv", b"label,text\nSci_Tech,a\nworld,b\n", [("a", 3), ("b", 0)]),
+    "another name": File("train.csv", b"label,text\nWorld,a\nPolitics,b\n", Refused("row 3: class 'Politics', wanted 0, 1, 2")),
+    "no label column": File("train.csv", b"text\na\n", Refused("row 1: columns 'text'; wanted one `label`, or one `class`")),
+    "empty lines at the end": File("train.csv", b"1,a,b\n\n\r\n", [("a b", 0)]),
+    "parquet, class, title and description": File(
+        "train.parquet", parquet({"Class Index": [1, 4], "Title": ["a", "b"], "Description": ["", "c"]}), [("a", 0), ("b c", 3)]
+    ),
+    "parquet, names of classes": File(
+        "train.parquet", parquet({"text": ["a"], "label": pa.array(["Sports"]).dictionary_encode()}), [("a", 1)]
+    ),
+    "parquet, a Git LFS pointer": File("train.parquet", LFS_POINTER, Refused("a Git LFS pointer in the place of the file")),
     "parquet": File("train.parquet", parquet({"label": [0, 3], "text": ["a", "b"]}), [("a", 0), ("b", 3)]),
     "parquet, no label": File("train.parquet", parquet({"text": ["a"]}), Refused("columns 'text'; wanted one `label`")),
     "parquet, no text": File("train.parquet", parquet({"label": [0]}), Refused("columns 'label'; wanted one `text`")),

@@ -153,7 +153,7 @@ def test_labelled_rows_are_read_whole_or_refused_with_their_row(tmp_path, row):
     path = put(tmp_path, row)
 
     def read():
-        return read_rows([path]) if path.suffix == ".csv" else load_split(str(tmp_path), "train")
+        return read_rows([path]) if path.suffix in (".csv", ".tsv") else load_split(str(tmp_path), "train")
 
     if isinstance(row.wanted, Refused):
         with refusal(row.wanted):

@@ -1,8 +1,12 @@
 import csv
+import fnmatch
+import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from lora_helpers import data
 from lora_helpers.config import LABELS, get_profile
 from lora_helpers.data import _carve_validation, fingerprint, load_ag_news, load_split, read_rows, tokenize
 from lora_helpers.errors import InputError
@@ -34,12 +38,108 @@ def test_validation_rows_are_stratified_disjoint_and_do_not_depend_on_the_seed_o
     assert load_ag_news(config.replace(split_seed=7)).fingerprints() != first.fingerprints()
 
 
-def test_stratified_rows_are_those_of_train_test_split():
-    rows = load_split("bundled", "train")
-    config = get_profile("mini", validation_size=41, split_seed=3)
+@pytest.mark.parametrize("seed", range(8))
+def test_stratified_rows_are_those_of_train_test_split(seed):
+    """Whole shares, ties between what is left over, shares of many sizes, and a class that does not occur."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([0, 1, 2, 3], 400, p=rng.dirichlet([3] * 4)) if seed % 2 else np.arange(400 - seed) % 4
+    labels = np.where(labels == 1, 2, labels) if seed == 7 else labels
+    rows = data._as_dataset([f"text {i}" for i in range(len(labels))], labels.tolist())
+    config = get_profile("mini", validation_size=41 + seed, split_seed=seed)
     found = [list(part["text"]) for part in _carve_validation(rows, config)]
-    stock = rows.train_test_split(test_size=41, seed=3, stratify_by_column="label")
+    stock = rows.train_test_split(test_size=41 + seed, seed=seed, stratify_by_column="label")
     assert found == [list(stock["train"]["text"]), list(stock["test"]["text"])]
+
+
+@pytest.mark.parametrize(("size", "labels"), [(3, [0, 1, 2, 3] * 20), (20, [0] * 79 + [1]), (76, [0, 1, 2, 3] * 20)])
+def test_too_few_rows_for_every_class_are_refused(size, labels):
+    config = get_profile("mini", validation_size=size, batch_size=1)
+    rows = data._as_dataset(["text"] * 80, labels)
+    if size == 76:
+        assert len(_carve_validation(rows, config)[1]) == 76
+    else:
+        with pytest.raises(InputError, match=rf"validation_size is {size} of 80 rows: a class would be without rows"):
+            _carve_validation(rows, config)
+
+
+SHARD = "{}-{:05}-of-{:05}.parquet"
+WAYS = {  # the files of a folder -> those that make its test split, or what the refusal says
+    ("test.csv",): ["test.csv"],
+    ("test.parquet",): ["test.parquet"],
+    ("data/test.csv",): ["data/test.csv"],
+    (SHARD.format("test", 0, 1),): [SHARD.format("test", 0, 1)],
+    tuple(f"data/{SHARD.format('test', i, 3)}" for i in (2, 0, 1)): [f"data/{SHARD.format('test', i, 3)}" for i in range(3)],
+    ("test.csv", "test_backup.csv", "test (1).csv", "test.csv.bak", "test2.csv", "latest.csv"): ["test.csv"],
+    ("test.parquet", "test_unlabelled.parquet", "test-old.parquet", "train.parquet"): ["test.parquet"],
+    (SHARD.format("test", 0, 1), "test-00000-of-00001-0123456789abcdef.parquet"): [SHARD.format("test", 0, 1)],
+    (SHARD.format("test", 0, 1), SHARD.format("train", 0, 2)): [SHARD.format("test", 0, 1)],
+    ("test.csv", "test.parquet"): "test.csv, test.parquet: more than one way",
+    ("test.parquet", SHARD.format("test", 0, 1), "test_backup.parquet"): "test.parquet, test-00000-of-00001.parquet: more",
+    ("test.csv", "data/test.csv"): "test.csv, data/test.csv: more than one way",
+    ("test.csv", f"data/{SHARD.format('test', 0, 1)}"): "data/test-00000-of-00001.parquet: more than one way",
+    ("test.csv", SHARD.format("test", 1, 2)): "test.csv, test-00001-of-00002.parquet: more than one way",
+    (SHARD.format("test", 0, 1), SHARD.format("test", 0, 2), SHARD.format("test", 1, 2)): "more than one way",
+    (SHARD.format("test", 0, 1), f"data/{SHARD.format('test', 0, 1)}"): "more than one way to read it",
+    (SHARD.format("test", 0, 3), SHARD.format("test", 2, 3)): "test-00002-of-00003.parquet: 2 of 3 files of a set",
+    (SHARD.format("test", 5, 2),): "0 of 2 files of a set",
+    ("test_unlabelled.parquet",): "found no test.csv.*, but test_unlabelled.parquet; put",
+    ("test.csv.gz", "test.jsonl"): "found no test.csv.*, but test.csv.gz, test.jsonl; put",
+    ("train.csv",): "found no test.csv.*, but no other file of that name; put",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", WAYS, ids=" ".join)
+def test_the_files_that_make_a_split_are_named_and_no_other_is_read(tmp_path, names):
+    (tmp_path / "data").mkdir()
+    texts = {}
+    for number, name in enumerate(names):
+        texts[name] = f"title {number}"
+        if name.endswith(".parquet"):
+            pd.DataFrame({"text": [texts[name]], "label": [0]}).to_parquet(tmp_path / name)
+        else:
+            write_rows(tmp_path / name, [(1, texts[name], "")])
+    if isinstance(WAYS[names], list):
+        assert load_split(str(tmp_path), "test")["text"][:] == [texts[name] for name in WAYS[names]]
+    else:
+        with pytest.raises(InputError, match=WAYS[names]) as caught:
+            load_split(str(tmp_path), "test")
+        assert "\n" not in str(caught.value)
+
+
+def test_the_hub_is_asked_for_the_same_files_and_no_other(tmp_path, monkeypatch):
+    asked = []
+
+    def download(name, revision, patterns, *, kind, instead):
+        asked.append((name, revision, patterns, kind))
+        return tmp_path
+
+    monkeypatch.setattr(data, "download", download)
+    monkeypatch.delenv("AG_NEWS_DIR", raising=False)
+    here = [(names, way) for names, way in WAYS.items() if isinstance(way, list)]
+    for names, way in here:
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            pd.DataFrame({"text": [name], "label": [0]}).to_parquet(tmp_path / name)
+            if name.endswith(".csv"):
+                write_rows(tmp_path / name, [(1, name, "")])
+        assert load_split("someone/data", "test", "c0ffee")["text"][:] == way
+        name, revision, patterns, kind = asked.pop()
+        assert (name, revision, kind) == ("someone/data", "c0ffee", "dataset")
+        assert sorted(name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)) == sorted(
+            way
+        )
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+
+
+def test_a_data_set_of_the_hub_brings_its_validation_rows_as_a_folder_does(tmp_path, monkeypatch):
+    for split in ("train", "validation"):
+        write_rows(tmp_path / f"{split}.csv", [(label, split, str(i)) for i in range(40) for label in range(1, 5)])
+    monkeypatch.setattr(data, "download", lambda *_, **__: tmp_path)
+    for dataset, revision in (("someone/data", "0a" * 20), (str(tmp_path), None)):
+        splits = load_ag_news(get_profile("mini", dataset=dataset, dataset_revision=revision))
+        assert {text.split()[0] for text in splits.train["text"]} == {"train"}
+        assert {text.split()[0] for text in splits.validation["text"]} == {"validation"}
 
 
 def test_the_hubs_parquet_files_in_a_folder_hold_the_same_rows(tmp_path):

@@ -6,6 +6,7 @@ mean. `_numbered` is the one place where a file that cannot be read becomes a se
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 from ..errors import InputError, first_line
 from .columns import WITHOUT_HEADER, Columns, Document
-from .csv_records import Fault, csv_records, separated_otherwise
+from .csv_records import csv_records, separated_otherwise
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -31,7 +32,7 @@ Choose = Callable[[Sequence[str], str], list[int]]  # names of all columns, and 
 
 
 def read_documents(
-    path: Path | str, *, text_columns: Sequence[str] = (), id_column: str | None = None, labelled: bool = False
+    path: Path | str, *, text_columns: Sequence[str] | None = None, id_column: str | None = None, labelled: bool = False
 ) -> Iterator[Document]:
     """Yield each row of a .csv, .tsv, .jsonl, .parquet or .txt file as a `Document`, in file order.
 
@@ -54,7 +55,7 @@ def read_documents(
     if suffix not in READERS:
         unknown = f"unknown format {path.suffix!r}, wanted one of {', '.join(READERS)}"
         raise InputError(f"{path}: {WAYS_OUT.get(suffix, unknown)}")
-    columns = Columns(text=text_columns, id=id_column, labelled=labelled, digits=suffix in (".csv", ".tsv"))
+    columns = Columns(text=text_columns or (), id=id_column, labelled=labelled, digits=suffix in (".csv", ".tsv"))
     document = None
     for number, (where, values) in enumerate(READERS[suffix](path, columns.choose)):
         document = columns.document(number, values, where)
@@ -99,7 +100,7 @@ def _numbered(path: Path, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
             f"{path}, line {_first_bad_line(path)}: not UTF-8 ({error.reason} 0x{error.object[error.start]:02x});"
             " wanted plain text: convert it to UTF-8, or unpack it if it is compressed"
         ) from error
-    except Fault as error:
+    except csv.Error as error:
         raise InputError(f"{path}, row {number + 1}: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)}); check the file") from error
@@ -186,7 +187,7 @@ def _json_rows(path: Path, choose: Choose) -> Iterator[tuple[str, list]]:
 def _text_rows(path: Path, choose: Choose) -> Iterator[tuple[str, list[str]]]:
     columns = choose(["text"], str(path))
     for number, line in _numbered(path, _lines(path, newline="\n")):
-        text = line.removesuffix("\n").removesuffix("\r")
+        text = line.removesuffix("\n").removesuffix("\r").removeprefix("\ufeff")  # of joined files
         if "\r" in text:
             raise InputError(f"{path}, line {number}: a carriage return inside; wanted lines that end in LF or CRLF")
         yield f"{path}, line {number}", [text for _ in columns]

@@ -64,10 +64,10 @@ def local_folder(name: str, wanted: str) -> Path | None:
 
 
 def portable_name(name: str) -> str:
-    """A folder's path from the repository, which tells nothing above the folder that holds both; else the name itself."""
+    """A folder's path from the repository, which tells nothing above the folder that holds both; else the full name."""
     folder = None if name == BUNDLED else find_folder(name)
     try:
-        return os.path.relpath(folder, REPOSITORY).replace(os.sep, "/") if folder else name
+        return os.path.relpath(folder, REPOSITORY).replace(os.sep, "/") if folder else full_name(name)
     except ValueError:  # another drive of a Windows machine
         return folder.name
 

@@ -1,0 +1,71 @@
+"""What a name means here: a folder, the folder that stands in for it, or the Hub's, by its old short name too."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, MPNET_BASE, ROBERTA_BASE, ROBERTA_BASE_REVISION, get_profile
+from lora_helpers.data import describe_source, load_split
+from lora_helpers.errors import InputError
+from lora_helpers.files.places import STAND_INS, full_name, local_folder, portable_name
+
+SHORT = {"roberta-base": ROBERTA_BASE, "ag_news": AG_NEWS}
+
+
+@pytest.fixture(autouse=True)
+def no_stand_ins(monkeypatch, tmp_path):
+    for variable in STAND_INS.values():
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*STAND_INS, *SHORT])
+def test_a_stand_in_takes_the_place_of_a_name_and_of_its_old_short_one(monkeypatch, tmp_path, name):
+    assert local_folder(name, "files") is None
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv(STAND_INS[full_name(name)], "~/here")
+    assert local_folder(name, "files") == tmp_path / "here"
+    monkeypatch.setenv(STAND_INS[full_name(name)], "~/gone")
+    with pytest.raises(InputError, match=rf"{STAND_INS[full_name(name)]} is .*gone'.*no folder; give one with files"):
+        local_folder(name, "files")
+
+
+def test_the_variable_of_another_name_stands_in_for_nothing(monkeypatch, tmp_path):
+    for variable in STAND_INS.values():
+        monkeypatch.setenv(variable, str(tmp_path))
+    for name in ("someone/roberta-base", "roberta-large", "bert-base-uncased", "microsoft/mpnet-base"):
+        assert full_name(name) == name and local_folder(name, "files") is None
+    assert full_name(MPNET_BASE) == MPNET_BASE
+
+
+def test_a_folder_of_the_short_name_is_that_folder(tmp_path):
+    (tmp_path / "roberta-base").mkdir()
+    assert local_folder("roberta-base", "files") == tmp_path / "roberta-base"
+
+
+def test_a_short_name_has_the_pinned_commit_and_is_recorded_in_full():
+    config = get_profile("mini", base_model="roberta-base", dataset="ag_news")
+    assert (config.base_revision, config.dataset_revision) == (ROBERTA_BASE_REVISION, AG_NEWS_REVISION)
+    assert (config.portable().base_model, config.portable().dataset) == (ROBERTA_BASE, AG_NEWS)
+    assert portable_name("someone/model") == "someone/model"
+    assert describe_source("ag_news", "x") == f"{AG_NEWS} at x"
+    other = get_profile("mini", base_model="roberta-base", base_revision="0a" * 20)
+    assert other.base_revision == "0a" * 20
+
+
+def test_ag_news_from_a_folder_below_home(monkeypatch, tmp_path):
+    (tmp_path / "ag").mkdir()
+    (tmp_path / "ag" / "test.csv").write_text("Class Index,Title,Description\n4,a,b\n")
+    monkeypatch.setenv("AG_NEWS_DIR", "~/ag")
+    for name in (AG_NEWS, "ag_news"):
+        assert load_split(name, "test", AG_NEWS_REVISION)["label"][:] == [3]
+        assert describe_source(name, AG_NEWS_REVISION) == f"a folder with rows of {AG_NEWS}"
+
+
+def test_a_home_that_is_not_known_is_a_folder_that_is_missing(monkeypatch):
+    monkeypatch.setenv("AG_NEWS_DIR", "~nobody-of-this-name/ag")
+    with pytest.raises(InputError, match="AG_NEWS_DIR is '~nobody-of-this-name/ag', which is no folder"):
+        local_folder(AG_NEWS, "train.csv")
+    assert not Path(os.path.expanduser("~nobody-of-this-name")).is_dir()
