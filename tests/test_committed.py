@@ -73,6 +73,16 @@ def test_the_committed_run_is_the_profile(profile):
         assert steps == [500, 1000, 1500, 2000, 2400]
 
 
+def test_the_repository_stays_light():
+    """A tokenizer is a megabyte; loading takes the base's, so one stands beside a run's last checkpoint alone."""
+    for profile in ("mini", "mini-agnews"):
+        *earlier, last = list_checkpoints(CHECKPOINTS / profile)
+        assert (last / "tokenizer.json").is_file() and not [f for f in earlier if (f / "tokenizer.json").exists()]
+    folders = [path for path in CHECKPOINTS.iterdir() if path.name != "runs"] + [REPOSITORY / "figures"]
+    size = sum(path.stat().st_size for folder in folders for path in [folder, *folder.rglob("*")] if path.is_file())
+    assert size <= 45 * 2**20  # of the 50 MiB that everything may take
+
+
 def test_a_record_shows_itself_in_three_lines():
     from IPython.lib.pretty import pretty  # what a notebook shows
 
