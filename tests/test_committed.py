@@ -14,7 +14,7 @@ from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
 from lora_helpers.pretraining.config import PretrainingConfig
 from lora_helpers.pretraining.run import RECORD
-from lora_helpers.records import read_evidence, read_record
+from lora_helpers.records import committed_runs, read_evidence, read_record
 from lora_helpers.training import run as training
 
 CHECKPOINTS = REPOSITORY / "checkpoints"
@@ -75,8 +75,8 @@ def test_the_committed_run_is_the_profile(profile):
 
 def test_the_repository_stays_light():
     """A tokenizer is a megabyte; loading takes the base's, so one stands beside a run's last checkpoint alone."""
-    for profile in ("mini", "mini-agnews"):
-        *earlier, last = list_checkpoints(CHECKPOINTS / profile)
+    for run in committed_runs():
+        *earlier, last = list_checkpoints(run)
         assert (last / "tokenizer.json").is_file() and not [f for f in earlier if (f / "tokenizer.json").exists()]
     folders = [path for path in CHECKPOINTS.iterdir() if path.name != "runs"] + [REPOSITORY / "figures"]
     size = sum(path.stat().st_size for folder in folders for path in [folder, *folder.rglob("*")] if path.is_file())
