@@ -34,37 +34,7 @@ logger = logging.getLogger(__name__)
 FIGURES_FOLDER = REPOSITORY / "figures"
 STATES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")  # files of a checkpoint that only resuming reads
 LARGE_STATES = 2**20  # bytes; where they are more, the last two checkpoints alone keep them
-# The card of a profile's first run; `report` fills in the numbers.
-CARD = """---
-language: en
-license: other
-license_name: ag-news-research-non-commercial
-license_link: ../LICENSE
-library_name: peft
-base_model: {base}
-pipeline_tag: text-classification
-tags: [lora]
----
-# {profile}
-
-LoRA and a classification head on {base}: World, Sports, Business, Sci/Tech. `run.json` is the record of the run.
-
-- **Data:** <!--{profile}.data.rows.train--><!--/--> training and
-  <!--{profile}.data.rows.validation--><!--/--> validation rows of AG News' training split.
-- **Trained:** <!--{profile}.parameters.lora--><!--/--> LoRA and <!--{profile}.parameters.head--><!--/--> head
-  parameters, <!--{profile}.last.step--><!--/--> steps of {batch}, in <!--{profile}.timing.seconds:minutes--><!--/-->
-  minutes.
-- **Test split** (<!--{profile}.test.examples--><!--/--> rows, last checkpoint): accuracy
-  <!--{profile}.test.accuracy--><!--/--> (95 % interval <!--{profile}.test.interval:.3f--><!--/-->), macro F1
-  <!--{profile}.test.macro_f1--><!--/-->, expected calibration error
-  <!--{profile}.test.calibration.ece:.3f--><!--/-->.
-- **Resuming** takes {resumable}.
-
-**Limits:** English news of 2004 and before; anything else gets one of the four labels all the same.
-
-**Licence:** the adapter is computed from AG News, for research and other non-commercial use ([terms](../LICENSE)); the
-base has a licence of its own.
-"""
+CARD = Path(__file__).parent / "card.md"  # of a profile's first run; `report` fills in the numbers
 
 
 def rebuild(parts: list[str]) -> None:
@@ -93,9 +63,8 @@ def rerun_profile(profile: str) -> None:
     if 2 * 4 * record["parameters"]["trainable"] > LARGE_STATES:  # AdamW's two moments
         drop_states(list_checkpoints(fresh)[:-2])
     resumable = [folder.name for folder in list_checkpoints(fresh) if read_manifest(folder)["files"].get(STATES[0])]
-    card = CARD.format(
-        profile=profile, base=record["base"]["name"], batch=config.batch_size, resumable=", ".join(resumable)
-    )
+    values = {"profile": profile, "base": record["base"]["name"], "batch": config.batch_size}
+    card = CARD.read_text(encoding="utf-8").format(**values, resumable=", ".join(resumable))
     _replace(CHECKPOINTS / profile, fresh, card)
     draw_figures([CHECKPOINTS / profile], FIGURES_FOLDER)
 
