@@ -144,13 +144,20 @@ def test_an_id_that_is_none_is_refused_with_its_row(tmp_path, value):
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_one_notice_names_the_columns_that_nobody_reads(tmp_path, suffix, caplog):
     path = write(tmp_path / f"in{suffix}", {"id": [5, 6], "label": [0, 1], "title": ["t", "u"], "text": ["a", "b"]})
-    assert read(path) == [("a", None), ("b", None)]
+    assert read(path) == read(path) == [("a", None), ("b", None)]
     (notice,) = caplog.records
     assert notice.levelno == logging.WARNING
     assert "columns not read: id, title; --text-column and --id-column name others" in notice.getMessage()
     caplog.clear()
     assert len(list(read_documents(path, text_columns=["title", "text"], id_column="id"))) == 2
     assert not caplog.records
+
+
+def test_objects_of_ever_other_columns_are_one_notice(tmp_path, caplog):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"text": "a", f"column {i}": i}) + "\n" for i in range(9)))
+    assert len(read(path)) == 9
+    assert [record.getMessage().count("column 0") for record in caplog.records] == [1]
 
 
 def test_numbers_without_names_are_read_in_our_order_and_it_is_said_once(tmp_path, caplog):

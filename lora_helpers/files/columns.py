@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ..config import LABELS
 from ..errors import InputError
@@ -88,7 +89,13 @@ class Columns:
     def _say(self, what: str, notice: str) -> None:
         if what not in self.said:
             self.said.add(what)
-            logger.warning(notice)
+            _warn(notice)
+
+
+@lru_cache(maxsize=100)
+def _warn(notice: str) -> None:
+    """Once: who reads a file first to count its rows and then to label them hears of it once."""
+    logger.warning(notice)
 
 
 def _place(names: Sequence[str], wanted: str) -> int | None:
