@@ -16,7 +16,6 @@ from .command_line import command, main
 from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, LABELS, PROFILES, RunConfig, get_profile
 from .errors import InputError, Stopped
 from .files.places import REPOSITORY, RUNS
-from .processes import run_program
 
 TEXT_WIDTH = 44  # characters of a text in the table of predictions, which then fits a line of 80
 
@@ -235,4 +234,4 @@ if __name__ == "__main__":
     if "RANK" not in os.environ:  # a launcher's process may wait for another, and then no Python runs
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly end, as after Ctrl-C
     sys.stdout.reconfigure(errors="backslashreplace")  # what this terminal cannot show
-    run_program(main)
+    sys.exit(main())

@@ -47,36 +47,6 @@ class LengthGroupedSampler:
         return iter(order.tolist())
 
 
-class SharedBatches:
-    """Of each batch of a sampler's epoch, the share of one process; together the shares are the batch.
-
-    Row i of a batch goes to process i % processes, so that all of them get rows of like length. (accelerate's shards
-    fill the last batch with rows of the epoch's beginning, so their steps are not those of one process.)
-    """
-
-    drop_last = False  # what accelerate looks for
-
-    def __init__(self, sampler: LengthGroupedSampler, *, processes: int = 1, process: int = 0):
-        self.sampler, self.batch_size = sampler, sampler.batch_size
-        self.processes, self.process = processes, process
-
-    def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)  # rounded up
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in _cut(list(self.sampler), self.batch_size):
-            yield batch[self.process :: self.processes] or batch[:1]  # no row left: one to compute, of weight 0
-
-    def weight(self, step: int) -> float:
-        """What this process's mean loss at `step` (from 0, over all epochs) counts for in the mean over processes.
-
-        1 where the shares are equal, as in every full batch. Of a last batch of 9 rows, two processes have 5 and 4:
-        (5/9 * 2 * mean of 5 + 4/9 * 2 * mean of 4) / 2 is the mean of the 9.
-        """
-        rows = min(self.batch_size, len(self.sampler) - step % len(self) * self.batch_size)
-        return len(range(self.process, rows, self.processes)) * self.processes / rows
-
-
 def batches_by_tokens(lengths: Sequence[int], budget: int, *, ties: np.ndarray | None = None) -> list[np.ndarray]:
     """Rows sorted by length and cut into batches of about `budget` tokens, padding included.
 

@@ -54,9 +54,7 @@ class Kill:
 def make_context():
     """Processes forked from one that has only imported: they start at once and share no thread with it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["transformers.trainer", "peft", "sklearn.metrics", "lora_helpers.training.callbacks"]
-    )
+    context.set_forkserver_preload(["transformers.trainer", "peft", "sklearn.metrics", "lora_helpers.training.trainer"])
     return context
 
 
@@ -66,7 +64,7 @@ def run(config: RunConfig, run_dir: Path, busy) -> None:
     from tqdm import tqdm
     from transformers import TrainerCallback
 
-    from lora_helpers.training import run as training
+    from lora_helpers.training import trainer as training
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
@@ -88,13 +86,13 @@ def run(config: RunConfig, run_dir: Path, busy) -> None:
     torch.set_num_threads(1)  # a model this small is slower with more
     make_trainer = training.make_trainer
 
-    def make_watched(*arguments):
-        trainer = make_trainer(*arguments)
+    def make_watched(plan):
+        trainer = make_trainer(plan)
         trainer.add_callback(Watch())
         return trainer
 
     training.make_trainer = make_watched
-    training.train(config, run_dir, resume=True)
+    train(config, run_dir, resume=True)
 
 
 def drill(config: RunConfig, folder: Path, places: list[int], *, seed: int = 0) -> list[Kill]:

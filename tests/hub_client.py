@@ -25,8 +25,7 @@ import peft, sklearn.metrics, transformers.trainer
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 from lora_helpers import inference
-from lora_helpers.training import callbacks
-from lora_helpers.training import run as training
+from lora_helpers.training import run, trainer
 from lora_helpers.__main__ import main
 data.HUB_ROWS, model.ROBERTA_BASE_PARAMETERS = sizes["rows"], sizes["parameters"]
 if hurried:

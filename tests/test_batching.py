@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lora_helpers.batching import LengthGroupedSampler, SharedBatches, batches_by_tokens, pad, padding_costs
+from lora_helpers.batching import LengthGroupedSampler, batches_by_tokens, pad, padding_costs
 
 LENGTHS = np.random.default_rng(0).integers(10, 120, size=1003)
 
@@ -33,25 +33,6 @@ def test_batches_differ_from_epoch_to_epoch():
         order = list(sampler)
         epochs.append({frozenset(order[i : i + 16]) for i in range(0, 992, 16)})
     assert len(epochs[0] & epochs[1]) < 5
-
-
-@pytest.mark.parametrize("processes", [1, 2, 4, 8])
-@pytest.mark.parametrize("rows", [1003, 1008, 993, 16, 3])  # a last batch of 11, 16, 1, 16 and 3 rows
-def test_the_shares_of_all_processes_are_the_batches_of_one(rows, processes):
-    sampler = LengthGroupedSampler(LENGTHS[:rows], 16)
-    shares = [SharedBatches(sampler, processes=processes, process=i) for i in range(processes)]
-    loss = np.random.default_rng(1).random(rows)  # of each row
-    for epoch in (0, 1):
-        sampler.set_epoch(epoch)
-        order = list(sampler)
-        wholes = [order[i : i + 16] for i in range(0, rows, 16)]
-        assert [len(share) for share in shares] == [len(wholes)] * processes
-        for step, (whole, *parts) in enumerate(zip(wholes, *shares, strict=True), epoch * len(wholes)):
-            weights = [share.weight(step) for share in shares]
-            assert sorted(whole) == sorted(row for part, w in zip(parts, weights, strict=True) if w for row in part)
-            mean = np.mean([w * loss[part].mean() for part, w in zip(parts, weights, strict=True)])
-            assert mean == pytest.approx(loss[whole].mean())
-            assert len(whole) < 16 or weights == [1.0] * processes
 
 
 @pytest.mark.parametrize("budget", [1, 200, 4096])

@@ -22,7 +22,8 @@ from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.files.manifests import read_manifest
 from lora_helpers.inference import Classifier
 from lora_helpers.training import run as training
-from lora_helpers.training.resuming import find_start
+from lora_helpers.training.resuming import Beginning
+from lora_helpers.training.resuming import find_start as find
 
 FILES = [
     *("adapter_config.json", WEIGHTS, "optimizer.pt", "rng_state.pth", "scheduler.pt", "tokenizer.json"),
@@ -32,6 +33,12 @@ DAMAGES = [
     "missing",
     *(f"{kind} at the {place}" for kind in ("cut", "flipped") for place in ("start", "middle", "end")),
 ]
+
+
+def find_start(run_dir: Path, resume_from: Path | None = None) -> Path | None:
+    """The checkpoint that `resume_from`, or else the newest of `run_dir`, goes on from."""
+    start = find(run_dir, Beginning(resume=resume_from is None, resume_from=resume_from))
+    return start and start.path
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +70,7 @@ def unbroken(config, tmp_path_factory):
     verification = verify_checkpoint(newest)
     assert (verification.files, verification.step, verification.notices) == (len(FILES), 20, [])
     assert Classifier.from_checkpoint(newest).verification == verification
-    assert find_start(run_dir, False, newest) == newest.resolve() == find_start(run_dir, True, None)
+    assert find_start(run_dir, newest) == newest.resolve() == find_start(run_dir)
     return run_dir
 
 
@@ -95,7 +102,7 @@ def test_damage_of_every_file_is_noticed_by_all_that_open_a_checkpoint(run_dir, 
     newest = run_dir / "checkpoint-20"
     verify_checkpoint(newest)
     older = (run_dir / "checkpoint-10").rename(run_dir / "older")
-    openers = (verify_checkpoint, Classifier.from_checkpoint, lambda folder: find_start(run_dir, False, folder))
+    openers = (verify_checkpoint, Classifier.from_checkpoint, lambda folder: find_start(run_dir, folder))
     for damage in DAMAGES[name == MANIFEST :]:  # without its manifest it is foreign, below
         with damaged(newest / name, damage):
             for look in openers:
@@ -103,13 +110,13 @@ def test_damage_of_every_file_is_noticed_by_all_that_open_a_checkpoint(run_dir, 
                     look(newest)
                 assert "\n" not in str(caught.value)
             caplog.clear()
-            assert find_start(run_dir, True, None) is None
+            assert find_start(run_dir) is None
             assert "checkpoint-20 skipped: " in caplog.text and f"{name}: " in caplog.text
         record_count("damaged files noticed")
     older.rename(run_dir / "checkpoint-10")
     with damaged(newest / name, damage):
-        assert find_start(run_dir, True, None) == (run_dir / "checkpoint-10").resolve()
-    assert find_start(run_dir, True, None) == newest.resolve()
+        assert find_start(run_dir) == (run_dir / "checkpoint-10").resolve()
+    assert find_start(run_dir) == newest.resolve()
 
 
 def test_every_flipped_byte_of_a_manifest_is_noticed(run_dir):
@@ -142,8 +149,8 @@ def test_without_a_manifest_a_checkpoint_predicts_with_a_notice_and_is_not_resum
     (newest / MANIFEST).unlink()
     assert "no manifest" in verify_checkpoint(newest).notices[0]
     with pytest.raises(InputError, match="no manifest"):
-        find_start(run_dir, False, newest)
-    assert find_start(run_dir, True, None) == (run_dir / "checkpoint-10").resolve()
+        find_start(run_dir, newest)
+    assert find_start(run_dir) == (run_dir / "checkpoint-10").resolve()
     assert "checkpoint-20 skipped: it has no manifest" in caplog.text
 
 
@@ -165,11 +172,11 @@ def test_a_checkpoint_under_the_name_of_another_step_is_not_resumed(run_dir, cap
     shutil.rmtree(run_dir / "checkpoint-20")
     renamed = (run_dir / "checkpoint-10").rename(run_dir / "checkpoint-20")
     with pytest.raises(CheckFailed, match="name it checkpoint-10 again"):
-        find_start(run_dir, False, renamed)
-    assert find_start(run_dir, True, None) is None and "checkpoint-20 skipped" in caplog.text
+        find_start(run_dir, renamed)
+    assert find_start(run_dir) is None and "checkpoint-20 skipped" in caplog.text
     assert verify_checkpoint(renamed.rename(run_dir / "favourite")).step == 10  # to predict, any name will do
     with pytest.raises(CheckFailed, match="name it checkpoint-10 again"):
-        find_start(run_dir, False, run_dir / "favourite")
+        find_start(run_dir, run_dir / "favourite")
 
 
 NEVER_READ = ["adapter_model.bin", "optimizer.bin", "training_args.bin"]
@@ -255,7 +262,7 @@ def test_what_the_manifest_does_not_list_is_named_and_never_resumed(config, run_
     assert verify_checkpoint(newest).unlisted == []  # written anew, from step 10
     (newest / ".DS_Store").write_bytes(b"Finder")
     (newest / ".ipynb_checkpoints").mkdir()
-    assert find_start(run_dir, True, None) == find_start(run_dir, False, newest) == newest.resolve()
+    assert find_start(run_dir) == find_start(run_dir, newest) == newest.resolve()
 
 
 @pytest.mark.parametrize("name", READ_TO_RESUME)

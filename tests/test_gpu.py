@@ -12,7 +12,7 @@ import torch
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
 from lora_helpers.records import read_record, validation_rows
-from lora_helpers.training.arguments import make_arguments, padding_multiple, restored_precision
+from lora_helpers.training.arguments import BFLOAT16, FLOAT32, Plan, make_arguments, restored_precision
 from lora_helpers.training.run import train
 
 pytestmark = [
@@ -74,7 +74,8 @@ def test_trainable_weights_and_optimizer_state_are_float32(tiny_config, tmp_path
     monkeypatch.setattr(trainer.FineTuningTrainer, "training_step", training_step)
     before = torch.backends.fp32_precision
     config = tiny_config.replace(mixed_precision=mixed, max_steps=20, save_steps=20)
-    train(config, tmp_path / "run")
+    record = train(config, tmp_path / "run")
+    assert record["arithmetic"] == (BFLOAT16 if mixed and has_bf16() else FLOAT32)
     assert seen["weights"] == seen["gradients"] == seen["state"] == {torch.float32}
     assert seen["autocast"] == ("bf16" if mixed and has_bf16() else "no")
     assert (seen["tf32"] == "tf32") == (mixed and has_bf16())
@@ -84,7 +85,6 @@ def test_trainable_weights_and_optimizer_state_are_float32(tiny_config, tmp_path
 def test_batches_are_padded_to_a_multiple_of_8(tiny_config, tmp_path, monkeypatch):
     from lora_helpers.training import trainer
 
-    assert padding_multiple() == 8
     stock, widths = trainer.FineTuningTrainer.training_step, []
 
     def training_step(self, model, inputs, *more):
@@ -97,8 +97,9 @@ def test_batches_are_padded_to_a_multiple_of_8(tiny_config, tmp_path, monkeypatc
 
 
 def test_batches_are_prepared_ahead_in_pinned_memory(tiny_config, tmp_path):
+    parts = dict.fromkeys(("model", "tokenizer", "train_rows", "validation_rows"))
     with restored_precision():
-        arguments = make_arguments(tiny_config, tmp_path)
+        arguments = make_arguments(Plan(config=tiny_config, output_dir=tmp_path, **parts))
     assert arguments.dataloader_pin_memory and arguments.dataloader_persistent_workers
     assert arguments.dataloader_num_workers >= 1 and arguments.accelerator_config.non_blocking
     assert arguments.optim == "adamw_torch_fused" and arguments.train_batch_size == tiny_config.batch_size

@@ -1,7 +1,11 @@
 """However a run is stopped, it goes on to the same bits, and what stood there before still stands."""
 
+import errno
+import os
 import signal
 import subprocess
+import sys
+from types import SimpleNamespace
 
 import drill
 import pytest
@@ -9,7 +13,10 @@ import pytest
 from lora_helpers.__main__ import main
 from lora_helpers.checkpoints import list_checkpoints, verify_checkpoint
 from lora_helpers.errors import InputError, Stopped
-from lora_helpers.training import run as training
+from lora_helpers.files.places import REPOSITORY
+from lora_helpers.training import trainer as training
+from lora_helpers.training.failures import failures_in_one_sentence
+from lora_helpers.training.resuming import Beginning
 from lora_helpers.training.run import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,22 +55,7 @@ def at_step(monkeypatch):
     monkeypatch.undo()
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 5 MiB: one checkpoint of the tiny run fits, a second does not."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a small file system to fill it")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def remount(folder, options):
-    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
-
-
+@pytest.mark.slow
 def test_killed_runs_end_with_the_same_bits(tiny_config, tmp_path):
     places = [drill.TRAINING, drill.WRITING, drill.EVALUATION, drill.WRITING]
     kills = drill.drill(tiny_config, tmp_path, places)
@@ -81,51 +73,105 @@ def _another_seed(config, folder):
 
 def test_an_interrupted_run_says_how_it_goes_on_and_does(unbroken, tiny_config, tmp_path, at_step):
     at_step(75, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(Stopped, match=r"checkpoint-70; --resume --output-dir .*resume=True") as caught:
+    said = (
+        r"last whole checkpoint: checkpoint-70; to go on: python -m lora_helpers train mini --output-dir \S+ --resume "
+    )
+    with pytest.raises(Stopped, match=said) as caught:
         train(tiny_config, tmp_path / "run")
+    assert str(caught.value).endswith("; in a notebook: record = train(config, run_dir, resume=True)")
     assert caught.value._render_traceback_() == [f"Stopped: {caught.value}"]  # what Jupyter shows
     train(tiny_config, tmp_path / "run", resume=True)
     assert drill.fingerprint(tmp_path / "run") == drill.fingerprint(unbroken)
 
 
-def test_ctrl_c_on_the_command_line_is_one_line_and_status_130(tiny_base, tmp_path, at_step, capsys):
-    at_step(5, lambda: signal.raise_signal(signal.SIGINT))
-    fields = ("--base-model", str(tiny_base), "--max-length", "32", "--max-steps", "20")
-    assert main(["train", "mini", "--output-dir", str(tmp_path / "run"), *fields]) == 130
+def told(config, output_dir, **beginning):
+    """What a run that is interrupted says."""
+    with pytest.raises(Stopped) as caught, failures_in_one_sentence(config, output_dir, Beginning(**beginning)):
+        raise KeyboardInterrupt
+    return str(caught.value)
+
+
+def test_the_command_that_goes_on_holds_every_changed_field_and_where_it_began(tiny_config, tmp_path):
+    config, folder = tiny_config.replace(lora_targets=("query", "value"), stratified=False), tmp_path / "my run"
+    words = told(config, folder).split("to go on: ")[1].split("; in a notebook")[0]
+    assert f"--output-dir '{folder}' --resume" in words and "--lora-targets query,value" in words
+    assert "--stratified false" in words and "--eval-batch-size" not in words  # as the profile has it
+    begun = told(config, folder, resume_from=tmp_path / "checkpoint-70", allow_other_data=True)
+    assert "--resume " not in begun and f"--resume-from {tmp_path / 'checkpoint-70'} --allow-other-data" in begun
+    assert f"train(config, run_dir, resume_from='{tmp_path / 'checkpoint-70'}', allow_other_data=True)" in begun
+    assert f"--warm-start {tmp_path}" in told(config, folder, warm_start=tmp_path)
+    assert "python -m" not in told(config.replace(profile="my own"), folder)  # no command knows that profile
+
+
+@pytest.mark.slow
+def test_the_command_that_a_stopped_run_tells_goes_on(tiny_base, tmp_path, at_step, capsys, monkeypatch):
+    at_step(15, lambda: signal.raise_signal(signal.SIGINT))
+    fields = ("--base-model", str(tiny_base), "--max-length", "32", "--max-steps", "20", "--save-steps", "10")
+    run = ["train", "mini", "--output-dir", str(tmp_path / "run"), *fields, "--eval-steps", "10"]
+    assert main(run) == 130
     last = capsys.readouterr().err.rstrip().splitlines()[-1]
-    assert last.startswith("stopped; last whole checkpoint: none; --resume --output-dir")
+    assert last.startswith(
+        "stopped; last whole checkpoint: checkpoint-10; to go on: python -m lora_helpers train mini "
+    )
+    command = last.split("to go on: ")[1].split("; in a notebook")[0].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, cwd=REPOSITORY, capture_output=True)
+    assert (tmp_path / "run" / "run.json").is_file()
 
 
-def test_a_full_disk_is_one_line_and_costs_nothing_that_was_there(unbroken, tiny_config, small_disk):
-    run_dir = small_disk / "run"
-    message = r"run: .* MiB are free, a checkpoint needs .* MiB; last whole checkpoint: checkpoint-70; mend that"
-    with pytest.raises(InputError, match=message):
-        train(tiny_config, run_dir)
+def test_a_disk_that_cannot_hold_a_checkpoint_is_one_line_and_costs_nothing(
+    unbroken, tiny_config, tmp_path, monkeypatch
+):
+    """Of what a checkpoint is taken to need, 32 KiB more than 4 MiB: one fits, a second does not."""
+    run_dir = tmp_path / "run"
+
+    def small_disk(folder):
+        return SimpleNamespace(free=2**22 + 2**15 - sum(path.stat().st_size for path in run_dir.rglob("*")))
+
+    message = r"run: .* MiB are free, a checkpoint needs .* MiB; mend that; last whole checkpoint: checkpoint-70"
+    with monkeypatch.context() as patch:
+        patch.setattr(training.shutil, "disk_usage", small_disk)
+        with pytest.raises(InputError, match=message):
+            train(tiny_config, run_dir)
+    assert_goes_on(tiny_config, run_dir, unbroken)
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_written_is_one_line(unbroken, tiny_config, tmp_path, at_step):
+    """The system refuses to make a file longer than 10 KiB: the adapter fits, the optimizer's states do not."""
+    resource = pytest.importorskip("resource")
+    run_dir, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    at_step(139, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10 * 2**10, limits[1])))
+    try:
+        with pytest.raises(InputError, match=r"run: .*; mend that; last whole checkpoint: checkpoint-70"):
+            train(tiny_config, run_dir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (run_dir / "checkpoint-140" / "adapter_model.safetensors").stat().st_size > 2**10
+    assert_goes_on(tiny_config, run_dir, unbroken)
+
+
+def test_a_folder_that_turns_read_only_is_one_line_and_costs_nothing(unbroken, tiny_config, tmp_path, monkeypatch):
+    def read_only(folder, details):
+        if folder.name == "checkpoint-140":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder / "manifest.json"))
+        seal(folder, details)
+
+    seal, run_dir = training.seal, tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "seal", read_only)
+        with pytest.raises(InputError, match=r"run: Read-only file system.*last whole checkpoint: checkpoint-70"):
+            train(tiny_config, run_dir)
+    assert_goes_on(tiny_config, run_dir, unbroken)
+
+
+def assert_goes_on(config, run_dir, unbroken):
+    """The checkpoint before is whole, and the run ends as the unbroken one does."""
     assert [folder.name for folder in list_checkpoints(run_dir)] == ["checkpoint-70"]
     verify_checkpoint(run_dir / "checkpoint-70")
-    remount(small_disk, "size=64m")
-    train(tiny_config, run_dir, resume=True)
+    train(config, run_dir, resume=True)
     assert drill.fingerprint(run_dir) == drill.fingerprint(unbroken)
 
 
-def test_a_folder_that_turns_read_only_is_one_line_and_costs_nothing(unbroken, tiny_config, small_disk, at_step):
-    run_dir, place = small_disk / "run", small_disk / "run" / "checkpoint-140"
-    remount(small_disk, "size=64m")
-
-    def make_read_only():
-        place.mkdir()
-        subprocess.run(["mount", "--bind", str(place), str(place)], check=True)
-        remount(place, "bind,ro")
-
-    at_step(75, make_read_only)
-    with pytest.raises(InputError, match=r"run: .*Read-only file system.*last whole checkpoint: checkpoint-70"):
-        train(tiny_config, run_dir)
-    subprocess.run(["umount", str(place)], check=True)
-    verify_checkpoint(run_dir / "checkpoint-70")
-    train(tiny_config, run_dir, resume=True)
-    assert drill.fingerprint(run_dir) == drill.fingerprint(unbroken)
-
-
+@pytest.mark.slow
 def test_a_second_process_is_refused_while_the_first_lives_and_not_after(tiny_config, tmp_path):
     run_dir = tmp_path / "run"
     process, busy = drill.start(drill.make_context(), tiny_config, run_dir)
@@ -137,12 +183,13 @@ def test_a_second_process_is_refused_while_the_first_lives_and_not_after(tiny_co
     train(tiny_config, run_dir, resume=True)
 
 
-@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2.00 GiB.", "DefaultCPUAllocator: can't"])
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried 2 GiB.", "DefaultCPUAllocator: can't", ""])
 def test_too_little_memory_is_one_line_that_says_what_helps(tiny_config, at_step, tmp_path, message):
     import torch
 
     def run_out():
-        raise torch.OutOfMemoryError(message) if message.startswith("CUDA") else RuntimeError(message)
+        errors = {"CUDA": torch.OutOfMemoryError, "Defa": RuntimeError, "": MemoryError}
+        raise errors[message[:4]](message)
 
     at_step(72, run_out)
     with pytest.raises(InputError, match="smaller batch_size.*last whole checkpoint: checkpoint-70"):

@@ -1,13 +1,21 @@
 import json
 import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import TrainingArguments
 
-from lora_helpers.checkpoints import list_checkpoints
+from lora_helpers.checkpoints import list_checkpoints, load_checkpoint
 from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.files.manifests import hash_file, read_manifest, seal
-from lora_helpers.records import read_record, validation_rows
+from lora_helpers.processes import this_process
+from lora_helpers.records import RunRecord, read_record, validation_rows
+from lora_helpers.training import arguments, trainer
+from lora_helpers.training.arguments import BFLOAT16, FLOAT32, Plan, choose_arithmetic, make_arguments
 from lora_helpers.training.run import next_run_dir, train
 
 TIMES = ("runtime", "per_second")
@@ -35,7 +43,7 @@ def test_the_first_evaluation_has_an_accuracy_and_the_last_step_is_logged(unbrok
     assert rows[0]["step"] == 10 and 0 <= rows[0]["eval_accuracy"] <= 1
     assert rows[-1]["step"] == 150
     assert list(record["checkpoints"]) == ["70", "140", "150"]
-    assert record == read_record(run_dir)
+    assert record == read_record(run_dir) and isinstance(record, RunRecord)
     best = max(record["checkpoints"].values(), key=lambda c: c["validation_accuracy"])
     assert record["checkpoints"][str(record["best_saved_step"])] == best
 
@@ -163,16 +171,185 @@ def test_two_processes_never_train_into_one_folder(tiny_config, tmp_path):
 
 
 def test_the_next_run_gets_the_next_free_number(tmp_path):
-    assert next_run_dir("mini", tmp_path).name == "mini-1"
+    assert next_run_dir("mini", tmp_path).name == "mini-1" and (tmp_path / "mini-1").is_dir()
     (tmp_path / "mini-9").mkdir()
     (tmp_path / "mini-agnews-12").mkdir()
     assert next_run_dir("mini", tmp_path).name == "mini-10"
     assert next_run_dir("mini-agnews", tmp_path).name == "mini-agnews-13"
 
 
-def test_norms_follow_the_formula(unbroken):
-    from lora_helpers.checkpoints import load_checkpoint
+def test_runs_that_start_together_never_get_the_same_folder(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: next_run_dir("mini", tmp_path / "runs"), range(64)))
+    assert {folder.name for folder in folders} == {f"mini-{number}" for number in range(1, 65)}
 
+
+def test_a_folder_made_for_a_run_that_could_not_begin_is_removed(tiny_config, tmp_path):
+    run_dir = next_run_dir("mini", tmp_path)
+    with pytest.raises(InputError, match="max_length is 100"):
+        train(tiny_config.replace(max_length=100), run_dir)
+    assert not run_dir.exists() and next_run_dir("mini", tmp_path) == run_dir
+
+
+def test_the_tokenizer_stands_beside_the_last_checkpoint_alone(unbroken):
+    _, run_dir, _ = unbroken
+    with_tokenizer = [folder.name for folder in list_checkpoints(run_dir) if list(folder.glob("tokenizer*"))]
+    assert with_tokenizer == ["checkpoint-150"]
+
+
+def test_a_warm_start_takes_the_weights_alone(unbroken, tmp_path, monkeypatch):
+    """A new optimizer and schedule: the first loss is what the checkpoint's last evaluation leads one to expect."""
+    config, run_dir, _ = unbroken
+    source, seen = run_dir / "checkpoint-150", {}
+    stock = trainer.make_trainer
+
+    def make_trainer(plan):
+        seen.update({name: p.detach().clone() for name, p in plan.model.named_parameters() if p.requires_grad})
+        return stock(plan)
+
+    monkeypatch.setattr(trainer, "make_trainer", make_trainer)
+    longer = config.replace(max_steps=20, save_steps=10, learning_rate=2e-3)
+    record = train(longer, tmp_path / "warm", warm_start=source)
+    theirs = dict(load_checkpoint(source)[0].named_parameters())
+    assert seen and all(torch.equal(p, theirs[name]) for name, p in seen.items())
+    assert any("lora_B" in name and p.any() for name, p in seen.items())
+    assert record["log"][0]["step"] == 10 and "resumed_from" not in record
+    sha256 = hash_file(source / "adapter_model.safetensors")
+    assert record["warm_started_from"] == {"checkpoint": "checkpoint-150", "adapter_sha256": sha256}
+    manifest = read_manifest(tmp_path / "warm" / "checkpoint-10")
+    assert manifest["warm_started_from"] == record["warm_started_from"]
+    states = torch.load(tmp_path / "warm" / "checkpoint-10" / "optimizer.pt", weights_only=True)["state"]
+    assert {state["step"].item() for state in states.values()} == {10.0}
+    shutil.rmtree(tmp_path / "warm" / "checkpoint-20")
+    (tmp_path / "warm" / "run.json").unlink()
+    again = train(longer, tmp_path / "warm", resume=True)  # and it still says where it came from
+    assert again["warm_started_from"] == record["warm_started_from"] and facts(again) == facts(record)
+
+
+def test_a_warm_start_is_offered_where_the_length_alone_differs(unbroken, tmp_path):
+    config, run_dir, _ = unbroken
+    start = run_dir / "checkpoint-140"
+    with pytest.raises(InputError, match="max_steps is 300 here, 150 there.*--warm-start .*checkpoint-140"):
+        train(config.replace(max_steps=300), tmp_path / "new", resume_from=start)
+    with pytest.raises(InputError, match="lora_rank") as caught:
+        train(config.replace(max_steps=300, lora_rank=4), tmp_path / "new", resume_from=start)
+    assert "--warm-start" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_rank": 4}, "other adapters"),
+        ({"lora_alpha": 8.0}, "other adapters"),
+        ({"random_base": True}, "base model"),
+    ],
+)
+def test_a_warm_start_with_other_adapters_or_base_is_refused(unbroken, tmp_path, changes, message):
+    config, run_dir, _ = unbroken
+    with pytest.raises(InputError, match=message):
+        train(config.replace(**changes), tmp_path / "new", warm_start=run_dir / "checkpoint-150")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("other", [{"resume": True}, {"resume_from": "checkpoint-70"}])
+def test_a_warm_start_and_resuming_exclude_each_other(tiny_config, tmp_path, other):
+    with pytest.raises(InputError, match="give one of the two"):
+        train(tiny_config, tmp_path / "run", warm_start=tmp_path, **other)
+
+
+LARGE_MODEL, SMALL_MODEL = (SimpleNamespace(num_parameters=lambda n=n: n) for n in (110_000_000, 7_400_000))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU has matters where there is no GPU")
+@pytest.mark.parametrize(
+    ("has", "model", "mixed", "wanted"),
+    [
+        ({"avx512_bf16": True}, LARGE_MODEL, True, BFLOAT16),
+        ({"amx_bf16": True}, LARGE_MODEL, True, BFLOAT16),
+        ({"avx512_bf16": True}, LARGE_MODEL, False, FLOAT32),  # nobody asked for it
+        ({"avx512_bf16": True}, SMALL_MODEL, True, FLOAT32),
+        ({"avx2": True, "avx512_bf16": False}, LARGE_MODEL, True, FLOAT32),
+    ],
+)
+def test_mixed_precision_is_bfloat16_where_the_processor_has_it(tiny_config, monkeypatch, has, model, mixed, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert choose_arithmetic(tiny_config.replace(mixed_precision=mixed), model) == wanted
+
+
+@pytest.fixture
+def in_bfloat16(monkeypatch):
+    """As on a processor that computes in bfloat16, even for a base this small; torch emulates what is missing."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(arguments, "LARGE", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu does this on a GPU")
+def test_a_run_in_bfloat16_keeps_float32_weights_and_resumes_exactly(tiny_config, tmp_path, in_bfloat16, monkeypatch):
+    config = tiny_config.replace(max_steps=12, eval_steps=4, save_steps=8)
+    in_float32 = train(config.replace(mixed_precision=False), tmp_path / "float32")
+    seen, stock = set(), trainer.FineTuningTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *more, **named):
+        found = stock(self, model, inputs, *more, **named)
+        loss = found[0] if isinstance(found, tuple) else found
+        states = [t for state in self.optimizer.state.values() for t in state.values() if t.ndim]
+        seen.update(t.dtype for t in [loss, *states, *(p for p in model.parameters() if p.requires_grad)])
+        return found
+
+    monkeypatch.setattr(trainer.FineTuningTrainer, "compute_loss", compute_loss)
+    record = train(config, tmp_path / "run")
+    assert seen == {torch.float32}
+    assert record["arithmetic"] == BFLOAT16 and in_float32["arithmetic"] == FLOAT32
+    assert read_manifest(tmp_path / "run" / "checkpoint-8")["arithmetic"] == BFLOAT16
+    assert facts(record) != facts(in_float32)  # it did compute otherwise
+    losses = [[row["eval_loss"] for row in validation_rows(each)] for each in (record, in_float32)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    again = train(config, tmp_path / "resumed", resume_from=tmp_path / "run" / "checkpoint-8")
+    assert last_bytes(tmp_path / "resumed") == last_bytes(tmp_path / "run") and facts(again) == facts(record)
+    assert again["resumed_from"]["arithmetic"] == BFLOAT16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has one arithmetic for both")
+def test_resuming_under_another_arithmetic_is_said_and_recorded(unbroken, tmp_path, in_bfloat16, caplog):
+    config, run_dir, _ = unbroken
+    with caplog.at_level("WARNING", logger="lora_helpers"):
+        record = train(config, tmp_path / "run", resume_from=run_dir / "checkpoint-140")
+    assert "arithmetic: bfloat16 autocast here, float32 there" in caplog.text
+    assert record["arithmetic"] == BFLOAT16 and record["resumed_from"]["arithmetic"] == FLOAT32
+
+
+def test_training_keeps_to_the_cpu_where_there_is_no_cuda(tiny_config, tmp_path, monkeypatch):
+    """Apple's GPU is an accelerator to torch, but no checkpoint holds its random state."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    parts = dict.fromkeys(("tokenizer", "train_rows", "validation_rows"))
+    made = make_arguments(Plan(config=tiny_config, output_dir=tmp_path, model=SMALL_MODEL, **parts))
+    assert made.use_cpu and made.device.type == "cpu" and this_process().device.type == "cpu"
+
+
+def test_with_label_smoothing_the_validation_loss_is_smoothed_too(tiny_config, tmp_path):
+    config = tiny_config.replace(label_smoothing_factor=0.2, max_steps=10, eval_steps=10, save_steps=10)
+    made, stock = [], trainer.make_trainer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_trainer", lambda plan: made.append(stock(plan)) or made[0])
+        logged = validation_rows(train(config, tmp_path / "run"))[-1]["eval_loss"]
+    found = made[0].predict(made[0].eval_dataset)
+    logits, labels = torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)
+    smoothed, plain = (torch.nn.functional.cross_entropy(logits, labels, label_smoothing=s) for s in (0.2, 0.0))
+    assert logged == pytest.approx(smoothed.item(), abs=1e-5) and abs(smoothed - plain) > 1e-3
+
+
+def test_the_arguments_take_every_field_that_transformers_calls_the_same(tiny_config):
+    names = {field.name for field in fields(tiny_config)} & {field.name for field in fields(TrainingArguments)}
+    assert names == {
+        *("max_steps", "eval_steps", "save_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
+        *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+        *("label_smoothing_factor", "seed", "report_to"),
+    }
+
+
+def test_norms_follow_the_formula(unbroken):
     config, run_dir, record = unbroken
     model, _, _ = load_checkpoint(list_checkpoints(run_dir)[-1])
     state = model.state_dict()

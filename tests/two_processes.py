@@ -1,9 +1,8 @@
-"""Two processes under torch's launcher, on the CPU (gloo): how `test_processes` starts them, and, run as a script
-inside a launch, what each of them does.
+"""Two processes under torch's launcher, on the CPU (gloo): how `test_processes` starts them; as a script, a command
+in each of them that keeps which rows it trained on.
 """
 
 import contextlib
-import io
 import json
 import os
 import socket
@@ -25,7 +24,8 @@ class Launch:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}")
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self.log_dir = log_dir
         self.process = subprocess.Popen(
             [sys.executable, *launcher, "--master-addr=127.0.0.1", "--redirects=3", f"--log-dir={log_dir}", *program],
@@ -66,35 +66,7 @@ def rows_written_to(path):
         path.write_text(json.dumps(steps))
 
 
-def try_all(folder, commands):
-    """Commands that must fail in every process; then one that fails in the first alone, whose status is the launch's."""
-    from lora_helpers.training import callbacks
-    from lora_helpers.training.run import next_run_dir
-
-    rank = int(os.environ["RANK"])
-    if rank == 1:
-        (folder / "mini-7").mkdir()  # perhaps before the other looks, perhaps not
-    tried = [{"next": str(next_run_dir("mini", folder))}]
-    for arguments in commands[:-1]:
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said):
-            try:
-                status = main(arguments)
-            except SystemExit as stop:
-                status = stop.code
-        tried.append({"status": status, "said": said.getvalue()})
-    (folder / f"tried-{rank}.json").write_text(json.dumps(tried))
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    callbacks.seal = full  # the first process alone seals
-    return main(commands[-1])
-
-
 if __name__ == "__main__":
-    job, folder, arguments = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
-    if job == "rows":
-        with rows_written_to(folder / f"rows-{os.environ['RANK']}.json"):
-            sys.exit(main(arguments))
-    sys.exit(try_all(folder, json.loads(arguments[0])))
+    folder, arguments = Path(sys.argv[1]), sys.argv[2:]
+    with rows_written_to(folder / f"rows-{os.environ['RANK']}.json"):
+        sys.exit(main(arguments))

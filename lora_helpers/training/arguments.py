@@ -1,49 +1,89 @@
-"""The `TrainingArguments` of a run, and in them every choice of a run that depends on the device.
-
-`training` calls this; the model's weights are float32 wherever it runs.
+"""What a run is made of, its `Plan`, and the `TrainingArguments` that follow from it and from the device. Weights are
+float32 on all of them. `run` imports this when a run begins: it loads transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from ..config import RunConfig
 from ..errors import InputError, first_line
 from ..processes import this_process
+from ..records import Clock
 
-# Fields that TrainingArguments has under the same name.
-SAME_NAME = (
-    *("max_steps", "eval_steps", "save_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
-    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    *("label_smoothing_factor", "seed", "report_to"),
-)
+FLOAT32, BFLOAT16 = "float32", "bfloat16 autocast"  # as records and manifests call them
+
+# Weights from which a CPU gains by bfloat16: at 110 million a step took half the time (AMD Zen 4, two cores). For the
+# bundled base, of 7 million, nobody has measured a gain, and in float32 its runs are the same on every processor.
+LARGE = 50_000_000
 
 
-def make_arguments(config: RunConfig, output_dir: Path):
-    """`TrainingArguments` of one of the processes that run `config`.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run: its configuration, where it writes, what it trains, and on which rows."""
 
-    Raises:
-        InputError: the processes cannot share a batch evenly, or the tracker is not to be had.
+    config: RunConfig
+    output_dir: Path
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    train_rows: Dataset  # as `data.tokenize` gives them
+    validation_rows: Dataset  # the same
+    details: dict = field(default_factory=dict)  # what manifests and record say of the run as a whole
+    clock: Clock = field(default_factory=lambda: Clock(0.0, 0.0))  # its seconds go into manifests and record
+
+
+def choose_arithmetic(config: RunConfig, model) -> str:
+    """FLOAT32, or BFLOAT16 where `mixed_precision` asks for it and the machine has instructions for it.
+
+    T4 and older GPUs emulate bfloat16, slowly; so do CPUs without AVX-512 BF16 or AMX.
     """
-    import torch
-    from transformers import TrainingArguments
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = torch.cpu.get_capabilities()
+        fast = model.num_parameters() >= LARGE and (found.get("avx512_bf16") or found.get("amx_bf16"))
+    return BFLOAT16 if config.mixed_precision and fast else FLOAT32
 
-    processes = this_process().num_processes
+
+class OneDeviceArguments(TrainingArguments):
+    """Training arguments under which a process computes on one device.
+
+    Without a launcher the Trainer would feed each of several GPUs a batch of its own: 16 rows would be 32.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
+def make_arguments(plan: Plan) -> OneDeviceArguments:
+    """The arguments of one of the processes that share a run. Refused: a batch that they cannot share evenly."""
+    config, processes, on_gpu = plan.config, this_process().num_processes, torch.cuda.is_available()
+    mixed = choose_arithmetic(config, plan.model) == BFLOAT16
+    shared = {each.name for each in fields(config)} & {each.name for each in fields(TrainingArguments)}
     if config.batch_size % processes:
-        raise InputError(
-            f"batch_size is {config.batch_size}, wanted a multiple of the {processes} processes that share it"
-        )
+        wanted = f"a multiple of the {processes} processes that share it"
+        raise InputError(f"batch_size is {config.batch_size}, wanted {wanted}")
     require_tracker(config.report_to)
-    arguments = TrainingArguments(
-        output_dir=str(output_dir),
-        **{name: getattr(config, name) for name in SAME_NAME},
-        per_device_train_batch_size=config.batch_size // processes,
+    arguments = OneDeviceArguments(
+        output_dir=str(plan.output_dir),
+        **{name: getattr(config, name) for name in shared},
+        # accelerate splits every batch among the processes, so these are the rows of all of them.
+        accelerator_config={"split_batches": True, "non_blocking": on_gpu},
+        per_device_train_batch_size=config.batch_size,
+        # No activation is kept in evaluation, and bfloat16 halves the bytes; float32 keeps what the profile says.
+        per_device_eval_batch_size=config.eval_batch_size * (4 if mixed and on_gpu else 1) * processes,
         eval_strategy="steps",
-        logging_strategy="steps",
         logging_steps=config.eval_steps,
-        save_strategy="steps",
         label_names=["labels"],  # PEFT hides them from the Trainer, and compute_metrics would never run
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
@@ -51,34 +91,26 @@ def make_arguments(config: RunConfig, output_dir: Path):
         log_level_replica="error",  # as for the process that leads; the stock "warning" would let the others talk
         optim="adamw_torch_fused",
         ddp_find_unused_parameters=False,  # every trainable weight has a gradient at every step
-        **_device_choices(config),
+        bf16=mixed,  # autocast; adapters, head, optimizer and loss stay float32
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        # Reading and padding 16 rows takes one core about 2 ms, so two workers prepare some 1,000 batches a second.
+        dataloader_num_workers=2 if on_gpu else 0,
+        dataloader_prefetch_factor=4 if on_gpu else None,  # batches each worker holds ready
+        # Else every evaluation would start new ones. (They draw seeds from the CPU's generator, so a resumed run draws
+        # fewer of them; on a GPU that generator decides nothing.)
+        dataloader_persistent_workers=on_gpu,
     )
-    keep_to_one_gpu(arguments)
-    arguments.mixed_precision = "bf16" if arguments.bf16 else "no"  # and not what accelerate's configuration says
-    if torch.cuda.is_available():  # not by the argument `tf32`: transformers heeds it once a process
-        torch.backends.fp32_precision = "tf32" if arguments.bf16 else "ieee"
+    arguments.mixed_precision = "bf16" if mixed else "no"  # and not what accelerate's configuration says
+    if on_gpu:  # not by the argument `tf32`: transformers heeds it once a process
+        torch.backends.fp32_precision = "tf32" if mixed else "ieee"
     return arguments
-
-
-def keep_to_one_gpu(arguments) -> None:
-    """Without a launcher the Trainer would wrap the model and feed each GPU a batch of its own: 16 would be 32."""
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-
-
-def padding_multiple() -> int | None:
-    """Tokens to whose multiple a batch is padded: 8 on a GPU, where a matrix product then fills whole tiles."""
-    import torch
-
-    return 8 if torch.cuda.is_available() else None
 
 
 @contextmanager
 def restored_precision() -> Iterator[None]:
     """Leave float32 arithmetic as it was: TF32 is a switch of the whole process, and whoever predicts after a run
     in the same notebook expects float32."""
-    import torch
-
     before = torch.backends.fp32_precision
     try:
         yield
@@ -86,36 +118,8 @@ def restored_precision() -> Iterator[None]:
         torch.backends.fp32_precision = before
 
 
-def _device_choices(config: RunConfig) -> dict:
-    import torch
-
-    if not torch.cuda.is_available():
-        return {
-            "use_cpu": not torch.accelerator.is_available(),
-            "per_device_eval_batch_size": config.eval_batch_size,
-            "dataloader_pin_memory": False,
-        }
-    # T4 and older emulate bf16, slowly, and have no TF32.
-    mixed = config.mixed_precision and torch.cuda.is_bf16_supported(including_emulation=False)
-    return {
-        "bf16": mixed,  # autocast; the weights stay float32
-        # No activation is kept for a backward pass, and bf16 halves the bytes; float32 keeps what the profile says.
-        "per_device_eval_batch_size": config.eval_batch_size * (4 if mixed else 1),
-        "dataloader_pin_memory": True,
-        "accelerator_config": {"non_blocking": True},  # copy the next batch while this one computes
-        # Reading and padding 16 rows takes one core about 2 ms, so two workers prepare some 1,000 batches a second.
-        "dataloader_num_workers": 2,
-        "dataloader_prefetch_factor": 4,  # batches each worker holds ready
-        # Else every evaluation would start new ones. (They draw seeds from the CPU's generator, so a resumed run draws
-        # fewer of them; on a GPU that generator decides nothing.)
-        "dataloader_persistent_workers": True,
-    }
-
-
 def require_tracker(name: str) -> None:
     """Refuse a tracker that transformers does not know, or whose package is missing."""
-    from transformers.integrations import get_reporting_integration_callbacks
-
     try:
         for callback in get_reporting_integration_callbacks([] if name == "none" else [name]):
             callback()

@@ -1,115 +1,132 @@
-"""Where a resumed run begins, and whether it may: the same configuration, the same data. `training` asks."""
+"""Where a run begins: at step 0, at a checkpoint of the same run, or with the weights of another. `run` asks."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoints import list_checkpoints, verify_checkpoint
+from ..checkpoints import WEIGHTS, list_checkpoints, load_checkpoint, verify_checkpoint
 from ..config import RunConfig
 from ..data import Splits
 from ..errors import CheckFailed, InputError
-from ..files.manifests import read_manifest
+from ..files.manifests import MANIFEST, hash_file, read_manifest
 from ..files.places import relative_to_repository
 from ..processes import leads, this_process
 
 logger = logging.getLogger(__name__)
 
+LENGTHS = {"max_steps", "warmup_steps", "eval_steps", "save_steps"}  # with other ones a run is another schedule
 
-def find_start(output_dir: Path, resume: bool, resume_from: Path | str | None) -> Path | None:
-    """The checkpoint to continue: `resume_from`, or the newest whole one of `output_dir`; None to begin at step 0.
 
-    Raises:
-        InputError: `resume_from` is no checkpoint of this project.
-        CheckFailed: `resume_from` was changed since it was sealed; with `resume`, such are skipped with a warning.
-    """
-    if resume_from is not None:
-        checkpoint = Path(resume_from).resolve()
-        if checkpoint.is_dir() and read_manifest(checkpoint) is None:
+@dataclass(frozen=True)
+class Beginning:
+    """Where the caller of `run.train` wants to begin, as it says there."""
+
+    resume: bool = False
+    resume_from: Path | None = None
+    warm_start: Path | None = None
+    allow_other_data: bool = False
+
+    def __post_init__(self):
+        if self.warm_start and (self.resume or self.resume_from):
+            raise InputError("a warm start begins a new run, resuming goes on with one; give one of the two")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A whole checkpoint to go on from, and its manifest as it was sealed."""
+
+    path: Path
+    manifest: dict
+
+
+def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
+    """The checkpoint to continue: `resume_from`, which is refused if it was changed since it was sealed, or with `resume`
+    the newest that was not, where the others are skipped with a warning; None to begin at step 0."""
+    if checkpoint := beginning.resume_from:
+        if checkpoint.is_dir() and not (checkpoint / MANIFEST).is_file():
             raise InputError(f"{checkpoint} has no manifest: it was not written by this project and cannot be resumed")
-        _require_as_sealed(checkpoint)
-        return checkpoint
-    if not resume:
-        return None
-    unfinished = set(output_dir.glob("checkpoint-*")) - set(list_checkpoints(output_dir))
-    for folder in sorted(unfinished):
+        return _open_as_sealed(checkpoint)
+    whole = list_checkpoints(output_dir) if beginning.resume else []
+    for folder in sorted(set(output_dir.glob("checkpoint-*")) - set(whole)):
         logger.warning("%s skipped: it has no manifest, its writing was cut short", folder.name)
-    for checkpoint in reversed(list_checkpoints(output_dir)):
+    for checkpoint in reversed(whole):
         try:
-            _require_as_sealed(checkpoint)
-            return checkpoint.resolve()
+            return _open_as_sealed(checkpoint)
         except CheckFailed as error:
             logger.warning("%s skipped: %s", checkpoint.name, error)
     return None
 
 
-def _require_as_sealed(checkpoint: Path) -> None:
-    """Nothing damaged, nothing added, its own name: the Trainer reads files that it finds, not those of a list.
-
-    A `model.safetensors` or `pytorch_model.bin`, for one, it would load instead of the adapter.
-    """
+def _open_as_sealed(checkpoint: Path) -> Start:
+    """Nothing damaged, nothing added (a `model.safetensors` the Trainer would load instead of the adapter), its own name."""
+    checkpoint = checkpoint.resolve()
     found = verify_checkpoint(checkpoint)
     if found.unlisted:
-        raise CheckFailed(
-            f"{checkpoint} holds {', '.join(found.unlisted)}, which its manifest does not list; remove it"
-        )
+        unlisted = ", ".join(found.unlisted)
+        raise CheckFailed(f"{checkpoint} holds {unlisted}, which its manifest does not list; remove it")
     if not (checkpoint / "optimizer.pt").is_file():
-        raise CheckFailed(
-            f"{checkpoint} holds no optimizer state, so it predicts but cannot be continued; take the run's last checkpoint"
-        )
+        way = "predicts but cannot be continued; take the run's last checkpoint"
+        raise CheckFailed(f"{checkpoint} holds no optimizer state, so it {way}")
     if checkpoint.name != f"checkpoint-{found.step}":
         raise CheckFailed(f"{checkpoint} was written at step {found.step}; name it checkpoint-{found.step} again")
+    return Start(checkpoint, read_manifest(checkpoint))
 
 
-def require_same_run(start: Path, config: RunConfig, splits: Splits, allow_other_data: bool) -> bool:
-    """Refuse to continue `start` with another configuration or on other data; warn where dropout will differ.
-
-    Returns:
-        Whether the data are other ones than the checkpoint's, which `allow_other_data` lets pass.
-
-    Raises:
-        InputError: the message shows every field or fingerprint that differs, with both values.
-    """
-    manifest = read_manifest(start)
-    changed = config.portable().differences(manifest["config"])
+def require_same_run(start: Start, config: RunConfig, splits: Splits, *, allow_other_data: bool) -> None:
+    """Refuse to continue with another configuration or, unless `allow_other_data`, on other data; show what differs."""
+    changed = config.portable().differences(start.manifest["config"])
     if allow_other_data:
         changed = {k: v for k, v in changed.items() if k not in ("dataset", "dataset_revision")}
     if changed:
         listed = "; ".join(f"{name} is {mine!r} here, {other!r} there" for name, (mine, other) in changed.items())
-        raise InputError(f"{start} was trained with another configuration: {listed}; use the same values")
-    here, there = splits.fingerprints(), manifest["data"]["sha256"]
+        way = f", or begin a new run with its weights: --warm-start {start.path}" if changed.keys() <= LENGTHS else ""
+        raise InputError(f"{start.path} was trained with another configuration: {listed}; use the same values{way}")
+    here, there = splits.fingerprints(), start.manifest["data"]["sha256"]
     if here != there and not allow_other_data:
         shown = "; ".join(f"{k} {here[k][:12]}… here, {there[k][:12]}… there" for k in here if here[k] != there[k])
-        raise InputError(
-            f"{start} was trained on other data (SHA-256: {shown}); --allow-other-data continues all the same"
-        )
-    if here != there:
-        logger.warning("continuing on other data than the checkpoint's, as --allow-other-data says")
-    now, then = this_process().num_processes, processes_of(start)
-    if now != then and (config.base_dropout or config.lora_dropout):
-        logger.warning(
-            "%d here, %d there: another number of processes draws other dropout masks; all else goes on as it was",
-            now,
-            then,
-        )
-    return here != there
+        raise InputError(f"{start.path} was trained on other data (SHA-256: {shown}); --allow-other-data allows that")
 
 
-def describe_resumption(start: Path, other_data: bool) -> dict:
-    """For manifests and record: the checkpoint, the processes that wrote it, and whether the run changed its data, here
-    (`other_data`) or when it was resumed before."""
-    before = read_manifest(start).get("resumed_from", {}).get("other_data", False)
-    return {
-        "checkpoint": relative_to_repository(start),
-        "world_size": processes_of(start),
-        "other_data": other_data or before,
-    }
+def describe_resumption(start: Start, details: dict) -> dict:
+    """What manifests and record keep of the checkpoint that a run goes on from: where it lay, how it was computed, and
+    whether the data were changed, now or when it was resumed before. A warning says what `details` have otherwise."""
+    then = {"world_size": 1, "arithmetic": "float32"} | start.manifest  # true of every manifest that does not say
+    dropout = details["config"]["base_dropout"] or details["config"]["lora_dropout"]
+    for name, effect in (("arithmetic", "rounding"), ("world_size", dropout and "dropout masks")):
+        if details[name] != then[name] and effect:
+            logger.warning("%s: %s here, %s there; %s will differ", name, details[name], then[name], effect)
+    other_data = details["data"]["sha256"] != then["data"]["sha256"]
+    before = then.get("resumed_from", {}).get("other_data", False)
+    kept = {name: then[name] for name in ("world_size", "arithmetic")} | {"other_data": other_data or before}
+    origin = {"resumed_from": {"checkpoint": relative_to_repository(start.path), **kept}}
+    return origin | {name: then[name] for name in ("warm_started_from",) if name in then}
 
 
-def processes_of(checkpoint: Path) -> int:
-    """The number of processes that wrote a checkpoint."""
-    return read_manifest(checkpoint).get("world_size", 1)
+def take_weights(model, checkpoint: Path) -> dict:
+    """Give `model` the adapter and head of a checkpoint of the same shape and base; what manifests and record keep."""
+    import torch
+
+    source = load_checkpoint(checkpoint)[0]
+    theirs, mine = (dict(each.named_parameters()) for each in (source, model))
+    frozen = [name for name, p in mine.items() if not p.requires_grad and "original_module" not in name]
+    if _shapes(source) != _shapes(model):
+        raise InputError(f"{checkpoint} has other adapters, another head or a base of another shape; use its lora_…")
+    if not all(torch.equal(mine[name], theirs[name]) for name in frozen):
+        raise InputError(f"{checkpoint} was trained on another base model; use its base_model")
+    with torch.no_grad():
+        for name in mine.keys() - frozen:
+            mine[name].copy_(theirs[name])
+    about = {"checkpoint": relative_to_repository(checkpoint), "adapter_sha256": hash_file(checkpoint / WEIGHTS)}
+    return {"warm_started_from": about}
+
+
+def _shapes(model) -> dict:
+    """Of every weight the shape, of every adapter alpha / r, by name."""
+    scalings = {name: each.scaling["default"] for name, each in model.named_modules() if hasattr(each, "lora_A")}
+    return scalings | {name: each.shape for name, each in model.named_parameters()}
 
 
 def restore_finished(trainer, last: Path, output_dir: Path) -> None:
@@ -118,7 +135,7 @@ def restore_finished(trainer, last: Path, output_dir: Path) -> None:
     from safetensors.torch import load_file
     from transformers import TrainerState
 
-    set_peft_model_state_dict(trainer.model, load_file(last / "adapter_model.safetensors"))
+    set_peft_model_state_dict(trainer.model, load_file(last / WEIGHTS))
     trainer.state = TrainerState.load_from_json(last / "trainer_state.json")
     if last.parent != output_dir.resolve() and leads():
         shutil.copytree(last, output_dir / last.name)

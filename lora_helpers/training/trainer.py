@@ -1,83 +1,145 @@
-"""The Hugging Face Trainer with our order of batches, the same on several processes as on one.
+"""The Hugging Face Trainer with our order of batches, whole checkpoints, one progress bar, and a stop at a loss that is
+not finite. `run` imports this when a run begins: it loads transformers.
 
-What the stock Trainer does otherwise with several processes: it fills the last batch of an epoch with rows of its
-beginning, multiplies the loss of a classifier by the number of processes, and counts repeated validation rows in
-the validation loss. `training` imports this when a run begins, since it loads transformers.
+Several processes share each batch by accelerate's own means. Not exact with them is the last batch of an epoch:
+accelerate fills it up with rows of the epoch's beginning, and the validation loss counts its last batch for less.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import errno
+import math
+import shutil
+from pathlib import Path
 
 import torch
-from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer
+from tqdm import tqdm
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 
-from ..batching import SharedBatches
+from ..batching import LengthGroupedSampler
+from ..errors import CheckFailed
 from ..evaluation import trainer_metrics
-from .callbacks import RunCallback, require_finite
+from ..files.manifests import seal
+from ..processes import this_process
+from .arguments import Plan, make_arguments
+
+SHOWN = {"loss": "loss", "eval_loss": "validation loss", "eval_accuracy": "validation accuracy"}  # beside the bar
+
+
+def make_trainer(plan: Plan) -> FineTuningTrainer:
+    """The Trainer of a run, ready to train."""
+    config, lengths = plan.config, plan.train_rows["length"][:]
+    sampler = LengthGroupedSampler(lengths, config.batch_size, order=config.batch_order, seed=config.seed)
+    whole_tiles = 8 if torch.cuda.is_available() else None  # tokens, of a GPU's matrix products
+    return FineTuningTrainer(
+        model=plan.model,
+        args=make_arguments(plan),
+        sampler=sampler,
+        run=RunCallback(plan, sampler),
+        train_dataset=plan.train_rows.remove_columns("length"),
+        eval_dataset=plan.validation_rows.sort("length").remove_columns("length"),  # like lengths share a batch
+        # Its method, since the Trainer would save a collator's tokenizer beside every checkpoint.
+        data_collator=DataCollatorWithPadding(plan.tokenizer, pad_to_multiple_of=whole_tiles).__call__,
+    )
 
 
 class FineTuningTrainer(Trainer):
-    """The stock Trainer on `batches`, this process's shares of the global batches, with the callback of the run."""
+    """The stock Trainer on rows in the order of `sampler`, with the callback of the run."""
 
-    def __init__(self, *, args, batches: SharedBatches, run: RunCallback, **named):
-        several = args.world_size > 1
-        metrics = partial(each_row_once, smoothing=args.label_smoothing_factor) if several else trainer_metrics
-        super().__init__(args=args, compute_metrics=metrics, **named)
-        self.batches, self.run = batches, run
+    def __init__(self, *, sampler: LengthGroupedSampler, run: RunCallback, **named):
+        super().__init__(compute_metrics=trainer_metrics, **named)
+        self.sampler, self.run = sampler, run
         # Our loss is a mean over rows. With True the Trainer takes it for a sum over rows divided by those of all
         # processes, and multiplies it by their number.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
         self.add_callback(run)
 
-    def train(self, *arguments, **named):
-        try:
-            return super().train(*arguments, **named)
-        finally:
-            self.run.close()
-
-    def get_train_dataloader(self):
-        """Batches as they are; accelerate only moves them to the device."""
+    def get_train_dataloader(self) -> DataLoader:
+        """As the stock one, but in the order of our sampler."""
+        same = ("num_workers", "pin_memory", "prefetch_factor", "persistent_workers")
         loader = DataLoader(
             self.train_dataset,
-            batch_sampler=self.batches,
+            batch_size=self.args.train_batch_size,
+            sampler=self.sampler,
             collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            persistent_workers=self.args.dataloader_persistent_workers,
+            **{name: getattr(self.args, f"dataloader_{name}") for name in same},
         )
-        return prepare_data_loader(
-            loader,
-            self.args.device,
-            num_processes=1,  # the batches are shared out already
-            process_index=0,
-            put_on_device=True,
-            non_blocking=self.args.accelerator_config.non_blocking,
-        )
+        return self.accelerator.prepare(loader)
 
-    def compute_loss(self, model, inputs, return_outputs=False, **named):
-        """In training, weighted so that the mean over processes is the mean over all rows of the global batch."""
-        if return_outputs:  # evaluation
-            return super().compute_loss(model, inputs, return_outputs=True, **named)
-        return super().compute_loss(model, inputs, **named) * self.batches.weight(self.state.global_step)
-
-    def training_step(self, *arguments, **named):
+    def training_step(self, *arguments, **named) -> torch.Tensor:
+        """Stops at a loss that is not finite; on a GPU, where looking costs a wait at every step, the log tells."""
         loss = super().training_step(*arguments, **named)
-        if loss.device.type == "cpu":  # on a GPU the look would cost a wait at every step; there the log tells
+        if loss.device.type == "cpu":
             mean = self.accelerator.gather(loss).mean().item()  # so that all processes stop at the same step
             require_finite(mean, self.state.global_step + 1, self.args.learning_rate)
         return loss
 
 
-def each_row_once(prediction, smoothing: float) -> dict[str, float]:
-    """`trainer_metrics`, and the validation loss from the gathered logits <float32>[n, 4], in which no row is twice.
+class RunCallback(TrainerCallback):
+    """Logs and evaluates the last step, seals checkpoints, stops on a loss that is not finite, shows progress."""
 
-    The Trainer's own is a mean of the processes' batch losses; the last ones are filled with repeated rows.
+    def __init__(self, plan: Plan, sampler: LengthGroupedSampler):
+        self.plan, self.sampler, self.shown = plan, sampler, {}
+        self.bar = tqdm(disable=True)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.process_index:  # the Trainer seeds all alike, and the same units would drop out in every process
+            torch.manual_seed(args.seed + args.process_index)
+        look = {"desc": self.plan.config.profile, "unit": "step", "mininterval": 1}
+        hidden = not state.is_world_process_zero
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=hidden, **look)
+        require_room(self.plan)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # Not left to the Trainer: how far it and accelerate look below a loader changes with their versions.
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(1)
+        if state.global_step == state.max_steps:
+            control.should_log = control.should_evaluate = True
+        if control.should_save:
+            require_room(self.plan)
+            # A folder that stands there was skipped to resume; nothing of it may be sealed.
+            if state.is_world_process_zero:
+                shutil.rmtree(self._checkpoint(state), ignore_errors=True)
+            this_process().wait_for_everyone()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for name, value in (logs or {}).items():
+            if name in ("loss", "eval_loss"):
+                require_finite(value, state.global_step, args.learning_rate)
+            if name in SHOWN:
+                self.shown[SHOWN[name]] = f"{value:.4f}"
+        self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_save(self, args, state, control, **kwargs):
+        this_process().wait_for_everyone()  # every process writes its own random state
+        if state.is_world_process_zero:
+            if state.global_step == state.max_steps:  # once a run: it is the base's
+                self.plan.tokenizer.save_pretrained(self._checkpoint(state))
+            about = {"step": state.global_step, "seconds": self.plan.clock.seconds(), **self.plan.details}
+            seal(self._checkpoint(state), about)
+
+    def _checkpoint(self, state) -> Path:
+        return self.plan.output_dir / f"checkpoint-{state.global_step}"
+
+
+def require_room(plan: Plan) -> None:
+    """Refuse to begin a checkpoint that would not fit, before it fills the disk.
+
+    Needed are 4 bytes for each trained weight and for its two moments in AdamW, and 4 MiB for the rest.
     """
-    logits, labels = torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
-    loss = torch.nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-    return trainer_metrics(prediction) | {"loss": loss.item()}  # as `eval_loss`, it takes the place of the Trainer's
+    needed = 3 * 4 * sum(p.numel() for p in plan.model.parameters() if p.requires_grad) + 2**22
+    free = shutil.disk_usage(plan.output_dir).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{free / 2**20:.1f} MiB are free, a checkpoint needs {needed / 2**20:.1f} MiB")
+
+
+def require_finite(loss: float, step: int, learning_rate: float) -> None:
+    """Stop a run whose loss, the mean over its processes, is NaN or infinite."""
+    if not math.isfinite(loss):
+        advice = f"lower learning_rate ({learning_rate}) and resume from the checkpoint before"
+        raise CheckFailed(f"the loss is {loss} at step {step}; {advice}")
