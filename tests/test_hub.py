@@ -106,7 +106,7 @@ def test_20_steps_of_both_profiles_from_the_hub_and_their_checkpoints_reloaded(r
         assert record["data"]["source"] == f"{AG_NEWS} at {AG_NEWS_REVISION}"
         assert record["data"]["rows"] == {"train": ROWS["train"] - 32, "validation": 32}
         assert runs.predictions(f"{profile}-online-reload").count("\n") == len(TEXTS) + 1
-    assert runs.predictions("original-online-reload") != runs.predictions("full-online-reload")
+    assert runs.predictions("original-online-reload") != runs.predictions("roberta-base-online-reload")
 
 
 def test_only_the_pinned_commits_are_asked_for_and_only_what_is_needed(runs):
@@ -128,7 +128,7 @@ def test_offline_the_cache_gives_the_same_run_to_the_bit(runs):
         assert online["checkpoints"] == offline["checkpoints"]
         assert runs.predictions(f"{profile}-online-reload") == runs.predictions(f"{profile}-offline-reload")
     assert runs.predictions("across") == runs.predictions("original-online-reload")
-    assert runs.record("original-online")["checkpoints"] != runs.record("full-online")["checkpoints"]
+    assert runs.record("original-online")["checkpoints"] != runs.record("roberta-base-online")["checkpoints"]
 
 
 def test_an_adapter_that_names_no_commit_is_read_with_the_pinned_one(runs, tmp_path):
