@@ -3,9 +3,13 @@
 Import from the modules (`from lora_helpers.training.run import train`); torch and transformers load when first needed.
 """
 
+import gc
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __version__ = "1.0.0"  # also that of the installed package and of CITATION.cff
 
@@ -21,3 +25,36 @@ def quiet() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|pyarrow")
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Load without the libraries' remarks, to which a head that the adapter brings is missing; and without the garbage
+    collector, which would walk through all that they bring again and again, a third of the time to a first answer."""
+    first = "peft" not in sys.modules and gc.isenabled()
+    if first:
+        gc.disable()
+    from transformers.utils import logging as remarks
+
+    verbosity = remarks.get_verbosity()
+    remarks.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        remarks.set_verbosity(verbosity)
+        if first:
+            gc.freeze()  # nor are they walked through at the end
+            gc.enable()
+
+
+def _keep_to_one_thread() -> None:
+    """In a forked child, which inherits pools of threads without their threads; whoever waits for one hangs."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_keep_to_one_thread)

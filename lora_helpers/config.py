@@ -18,6 +18,7 @@ MPNET_BASE_REVISION = "e8c3b32edf5434bc2275fc9bab85f82640a19130"
 AG_NEWS_REVISION = "eb185aade064a813bc0b7f42de02595523103ca4"
 PINNED = {ROBERTA_BASE: ROBERTA_BASE_REVISION, MPNET_BASE: MPNET_BASE_REVISION, AG_NEWS: AG_NEWS_REVISION}
 LABELS = ("World", "Sports", "Business", "Sci/Tech")  # label 0-3; the CSV files say 1-4
+PRECISIONS = ("float32", "bfloat16", "int8")  # of prediction
 
 # Fields that change how a run is watched, not what it computes: a resumed run may differ in them.
 WATCHING_FIELDS = frozenset({"report_to", "eval_batch_size"})

@@ -1,8 +1,21 @@
+import contextlib
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+
+from lora_helpers import inference
+from lora_helpers.errors import InputError
+from lora_helpers.files.places import REPOSITORY
+from lora_helpers.inference import Classifier
+
+AGNEWS = REPOSITORY / "checkpoints" / "mini-agnews" / "checkpoint-2400"
 
 TEXTS = [f"{word} " * n for n, word in enumerate(["oil", "goal", "chip", "vote", "bank", "coach", "virus"], 1)]
 
@@ -41,16 +54,176 @@ def test_every_format_gives_the_same_labels_in_file_order(classifier, tmp_path, 
 
 
 def test_probabilities_add_their_columns(classifier, tmp_path):
-    write(tmp_path / "in.txt", "txt", TEXTS)
+    texts = [text.strip() for text in TEXTS]
+    write(tmp_path / "in.txt", "txt", texts)
     classifier.predict_file(tmp_path / "in.txt", tmp_path / "out.csv", probabilities=True, progress=False)
     table = pd.read_csv(tmp_path / "out.csv")
     assert list(table.columns) == ["ID", "Label", "LabelName", "World", "Sports", "Business", "Sci/Tech"]
-    np.testing.assert_allclose(table.iloc[:, 3:], classifier.predict_probabilities(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(table.iloc[:, 3:], classifier.predict_probabilities(texts), atol=1e-6)
 
 
 def test_a_length_that_leaves_no_room_for_text_is_refused(tiny_run):
-    from lora_helpers.errors import InputError
-    from lora_helpers.inference import Classifier
-
     with pytest.raises(InputError, match="max_length is 0, wanted 3 or more"):
         Classifier.from_checkpoint(tiny_run / "checkpoint-10", max_length=0)
+
+
+def test_probabilities_of_texts_are_columns_of_the_same_table(classifier):
+    table = classifier.predict(TEXTS, probabilities=True)
+    assert list(table.columns[-4:]) == ["World", "Sports", "Business", "Sci/Tech"]
+    np.testing.assert_allclose(table.iloc[:, -4:], classifier.predict_probabilities(TEXTS), atol=1e-6)
+
+
+def test_columns_are_named_and_an_id_column_is_the_outputs_ID(classifier, tmp_path):
+    """Under a BOM, in tabs; half of a surrogate pair in an id is written as the texts' is."""
+    rows = [{"key": f"k{i}\ud800", "head": "oil", "body": text.strip()} for i, text in enumerate(TEXTS)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = pd.DataFrame([row | {"key": row["key"].replace("\ud800", "?")} for row in rows])
+    table.to_csv(tmp_path / "in.tsv", sep="\t", index=False, encoding="utf-8-sig")
+    wanted = classifier.predict([f"oil {text.strip()}" for text in TEXTS])
+    for name in ("in.jsonl", "in.tsv"):
+        target = tmp_path / f"{name}.csv"
+        classifier.predict_file(
+            tmp_path / name, target, text_columns=["head", "body"], id_column="key", progress=False
+        )  # fmt: skip
+        found = pd.read_csv(target)
+        assert list(found["ID"]) == [f"k{i}?" for i in range(len(TEXTS))]
+        assert list(found["Label"]) == list(wanted["label"])
+
+
+def test_each_text_is_looked_at_once(classifier, tmp_path, monkeypatch):
+    seen = []
+
+    class Text(str):
+        def encode(self, *how):
+            seen.append(str(self))
+            return super().encode(*how)
+
+    classifier.predict([Text("oil"), Text("goal")])
+    assert seen == ["oil", "goal"]
+
+
+@pytest.mark.parametrize("name", ["cud", "cuda:99", 3.5])
+def test_a_device_that_is_not_here_is_said_in_one_line(tiny_run, name):
+    with pytest.raises(InputError, match=r"^device is .*; leave it out for the best there is$") as found:
+        Classifier.from_checkpoint(tiny_run / "checkpoint-10", device=name)
+    assert "\n" not in str(found.value)
+    assert Classifier.from_checkpoint(tiny_run / "checkpoint-10", device="cpu").device.type == "cpu"
+
+
+def test_a_precision_that_is_none_of_the_three_is_refused(tiny_run):
+    with pytest.raises(InputError, match="precision is 'fp16', wanted one of float32, bfloat16, int8"):
+        Classifier.from_checkpoint(tiny_run / "checkpoint-10", precision="fp16")
+
+
+@pytest.mark.parametrize(("precision", "nearly"), [("bfloat16", 0.05), ("int8", 0.1)])
+def test_less_precise_arithmetic_is_near_and_not_equal(tiny_run, classifier, precision, nearly):
+    found = Classifier.from_checkpoint(tiny_run / "checkpoint-10", precision=precision).predict_probabilities(TEXTS)
+    wanted = classifier.predict_probabilities(TEXTS)
+    assert 0 < np.abs(found - wanted).max() < nearly
+    assert found.dtype == np.float32 and classifier.precision == "float32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+def test_labels_agree_with_those_of_float32(ag_news_dir, precision):
+    """At least 99.5 % of the validation rows keep their label; with 4 bits it would not pass. Accuracy stays."""
+    from lora_helpers.config import get_profile
+    from lora_helpers.data import load_ag_news
+
+    rows = load_ag_news(get_profile("mini-agnews")).validation
+    rows = rows if precision == "int8" else rows.select(range(200))  # minutes where bfloat16 is imitated
+    labels = {
+        each: Classifier.from_checkpoint(AGNEWS, precision=each).predict_probabilities(rows["text"][:]).argmax(axis=1)
+        for each in ("float32", precision)
+    }
+    assert np.mean(labels["float32"] == labels[precision]) >= 0.995
+    right = {each: np.mean(found == np.array(rows["label"][:])) for each, found in labels.items()}
+    assert abs(right["float32"] - right[precision]) <= 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_classifier_works_in_threads_and_in_workers_of_every_kind(precision):
+    """After predicting with two threads. Without what is done in a forked child it would hang for good."""
+    program = REPOSITORY / "tests" / "in_workers.py"
+    ways = ["threads", "fork", "spawn", "joblib"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "2"}
+    environment.pop("TOKENIZERS_PARALLELISM", None)
+    with subprocess.Popen(
+        [sys.executable, program, AGNEWS, precision, *ways], env=environment, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        try:
+            out, errors = running.communicate(timeout=240)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+    assert out.splitlines() == [f"{way} as wanted" for way in ways], errors
+
+
+# The progress bar
+
+
+def label_texts(classifier, folder, texts=TEXTS, **how):
+    write(folder / "in.txt", "txt", [text.strip() for text in texts])
+    classifier.predict_file(folder / "in.txt", folder / "out.csv", **how)
+
+
+def test_a_terminal_sees_documents_their_rate_and_the_time_left(classifier, tmp_path, monkeypatch):
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    terminal, other_end = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    monkeypatch.setattr(inference, "BATCH_TOKENS", 1)  # a document a batch
+    with os.fdopen(other_end, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        label_texts(classifier, tmp_path)
+        stream.flush()
+        shown = os.read(terminal, 2**16).decode()
+    os.close(terminal)
+    assert "7/7" in shown and " documents/s" in shown and "<" in shown, shown
+
+
+@pytest.mark.parametrize("how", [{"progress": False}, {}])
+def test_a_log_file_gets_no_bar(classifier, tmp_path, monkeypatch, how):
+    streams = {name: io.StringIO() for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    label_texts(classifier, tmp_path, **how)
+    assert not any(stream.getvalue() for stream in streams.values())
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_notebook_shows_the_bar_where_nothing_is_red(classifier, tmp_path, monkeypatch, progress):
+    class OutStream(io.StringIO):
+        __module__ = "ipykernel.iostream"
+
+    streams = {name: OutStream() for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    label_texts(classifier, tmp_path, progress=progress)
+    assert ("7/7" in streams["stdout"].getvalue()) == progress and not streams["stderr"].getvalue()
+
+
+def test_an_error_in_the_last_row_comes_before_any_work_and_any_bar(classifier, tmp_path, monkeypatch):
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n' * 9 + '{"text": 1}\n')
+    monkeypatch.setattr(inference, "_progress_bar", None)
+    monkeypatch.setattr(Classifier, "_classify", None)
+    with pytest.raises(InputError, match="line 10"):
+        classifier.predict_file(tmp_path / "in.jsonl", tmp_path / "out.csv")
+
+
+def test_a_large_file_is_told_once_what_int8_would_do_if_that_was_measured(classifier, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="lora_helpers")
+    monkeypatch.setattr(inference, "WINDOW", 2)
+    monkeypatch.setattr(inference, "LARGE_FILE", 7)
+    measured = {"int8": {"speedup": 1.62, "rows": 2000, "agreement": 0.9985}}
+    for large, evidence, said in ((7, measured, 1), (8, measured, 0), (7, {}, 0)):
+        monkeypatch.setattr(inference, "LARGE_FILE", large)
+        monkeypatch.setattr(inference, "read_evidence", lambda evidence=evidence: evidence)
+        caplog.clear()
+        label_texts(classifier, tmp_path)
+        (tmp_path / "out.csv").unlink()
+        assert [record.getMessage() for record in caplog.records] == [
+            'precision "int8" labels 1.6 times as many rows a second; of 2000 validation rows 99.9 % kept their label'
+        ] * said  # 99.85, rounded

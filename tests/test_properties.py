@@ -316,7 +316,7 @@ def test_predictions_that_see_their_neighbours_padding_fail(classifier):
 
 def test_rows_in_another_order_or_too_few_fail(classifier):
     stock = inference.read_documents
-    for wrong in (lambda path: reversed(list(stock(path))), lambda path: list(stock(path))[1:]):
+    for wrong in (lambda path, **_: reversed(list(stock(path))), lambda path, **_: list(stock(path))[1:]):
         with mock.patch.object(inference, "read_documents", wrong), pytest.raises(AssertionError):
             require_rows_in_order(classifier, ".jsonl", SOME)
 

@@ -1,0 +1,86 @@
+"""On which device and in which arithmetic a `Classifier` computes: float32, bfloat16, or int8 on a CPU.
+
+For int8, oneDNN's product is taken, which torch brings: torchao's is forty times as slow as float32 where a processor
+lacks VNNI, and ONNX Runtime, as fast as this, needs up to a minute to translate a model first.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from .environment import best_device
+from .errors import InputError, first_line
+
+LARGEST_WEIGHT = 63  # 7 bits: AVX2 adds two products in 16 bits, 2 * 255 * 63 = 32,130 of 32,767
+LARGEST_INPUT = 254.5  # 8 bits, with half a step left for the rounding of zero
+FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # instruction sets, as torch calls them
+
+
+def find_device(name: str | torch.device | None, precision: str) -> torch.device:
+    """The device called `name`; if None the best there is, which for int8 is the CPU.
+
+    Raises:
+        InputError: it is not here, or does not compute in `precision`.
+    """
+    try:
+        device = torch.device(name or "cpu" if precision == "int8" else name or best_device())
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch built without CUDA asserts
+        raise InputError(f"device is {name!r}: {first_line(error)}; leave it out for the best there is") from error
+    if precision == "int8" and device.type != "cpu":
+        raise InputError(f"precision is int8 and device {device}: int8 is for the CPU; use bfloat16 there")
+    return device
+
+
+def set_precision(model: torch.nn.Module, precision: str, device: torch.device) -> torch.nn.Module:
+    """`model`, changed in place, so that it computes in `precision` on `device`."""
+    if precision == "int8":
+        _quantize(model)
+    elif precision == "bfloat16":
+        capabilities = torch.cpu.get_capabilities()
+        if device.type == "cpu" and not any(capabilities.get(name) for name in FAST_BFLOAT16):
+            logging.getLogger(__name__).warning("this processor only imitates bfloat16, slowly; float32 is faster here")
+        model.to(torch.bfloat16)
+    return model.to(device)
+
+
+class Int8Linear(torch.nn.Module):
+    """A linear layer with int8 weights and a scale for each output; each batch of inputs gets one scale and zero."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        weight = linear.weight.detach()
+        self.scales = weight.abs().amax(dim=1).clamp(min=1e-12) / LARGEST_WEIGHT  # float32 [outputs]
+        self.weight = (weight / self.scales[:, None]).round().to(torch.int8)  # [outputs, inputs]
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "packed"}  # made for this processor
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, packed=torch.ops.onednn.qlinear_prepack(state["weight"], None))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """float32 [..., inputs] to float32 [..., outputs]."""
+        low, high = (bound.item() for bound in torch.aminmax(inputs))
+        scale = (max(high, 0.0) - min(low, 0.0)) / LARGEST_INPUT or 1.0
+        zero = round(-min(low, 0.0) / scale)  # the byte that stands for 0
+        rounded = torch.add(torch.tensor(zero + 0.5), inputs, alpha=1 / scale).to(torch.uint8)  # `to` cuts off
+        # After the bias: scale and zero of the outputs, their type, and what else could be done to them.
+        return torch.ops.onednn.qlinear_pointwise(
+            rounded, scale, zero, self.packed, self.scales, self.zeros, self.bias, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+
+def _quantize(model: torch.nn.Module) -> None:
+    try:
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, torch.nn.Linear):
+                    setattr(parent, name, Int8Linear(child))
+    except (RuntimeError, AttributeError) as error:
+        raise InputError(f"torch has no int8 product for this processor ({first_line(error)}); use float32") from error
