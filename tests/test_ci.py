@@ -70,3 +70,13 @@ def test_the_workflow_runs_what_is_promised():
     assert jobs["other-systems"]["strategy"]["matrix"]["system"] == ["macos-latest", "windows-latest"]
     assert jobs["other-systems"]["steps"][-1]["run"] == 'python -m pytest -m "not slow"'
     assert "constraints.txt" in str(jobs["other-systems"]) and "-c constraints" not in str(jobs["newest-versions"])
+
+
+def test_an_installed_package_has_all_its_files():
+    tools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = REPOSITORY / "lora_helpers"
+    patterns = tools["package-data"]["lora_helpers"]
+    there = {path for pattern in patterns for path in package.glob(pattern)}
+    data = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert data and data <= there, data - there
+    assert {path.parent for path in package.rglob("*.py")} <= {path.parent for path in package.rglob("__init__.py")}
