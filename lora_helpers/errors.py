@@ -28,6 +28,10 @@ class Stopped(KeyboardInterrupt):
     _render_traceback_ = InputError._render_traceback_
 
 
+# What a library raises over a file whose content makes no sense to it.
+REFUSALS = (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, ImportError, ArithmeticError)
+
+
 def nearest(name: str, known) -> str:
     """A hint at the known name that is most like `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)

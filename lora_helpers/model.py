@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import LABELS, ROBERTA_BASE, RunConfig
-from .errors import InputError, first_line
+from .errors import REFUSALS, InputError, first_line
 from .files.hub import base_files, how_to_restore
 from .files.hub import base_identity as base_identity
 from .files.places import portable_name
@@ -18,7 +20,7 @@ from .files.places import portable_name
 if TYPE_CHECKING:
     import pandas as pd
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, RobertaConfig
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, RobertaConfig
 
 ROBERTA_BASE_PARAMETERS = 124_648_708  # with the 4-class head: 12 layers of width 768, 50,265 tokens, 514 positions
 
@@ -64,25 +66,19 @@ def load_base(
 
     `name` is a Hub name at commit `revision`, or a folder; ROBERTA_BASE_DIR stands in for roberta-base.
     `dropout` replaces the probabilities of its configuration; with `random` every weight is drawn anew.
+    Nothing but JSON and safetensors is read: whoever made the folder gets no code run, and no question asked.
     """
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     folder = base_files(name, revision)
     disable_progress_bar()  # a download deserves a bar, reading a local file does not
-    try:
+    with _refusals_in_one_line(name, revision):
+        shape = _read_shape(folder, dropout)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        labels = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
-        shape = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, num_labels=len(LABELS), **labels
-        )
-        for field in DROPOUT_FIELDS:
-            if dropout is not None and hasattr(shape, field):
-                setattr(shape, field, dropout)
         if random:
-            model = AutoModelForSequenceClassification.from_config(shape, dtype=torch.float32)
+            model = AutoModelForSequenceClassification.from_config(shape, dtype=torch.float32, trust_remote_code=False)
             missing = [n for n, _ in model.named_parameters() if not n.startswith(model.base_model_prefix)]
         else:
             model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -90,14 +86,43 @@ def load_base(
                 use_safetensors=True, output_loading_info=True,
             )  # fmt: skip
             missing = sorted(info["missing_keys"])
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # no weights, damaged, another shape
-        raise InputError(
-            f"base model {name!r} could not be loaded ({first_line(error)}); {how_to_restore(name, revision)}"
-        ) from error
     if misfit := _find_misfit(name, model, tokenizer, missing):
         raise InputError(f"base model {name!r} {misfit}; {how_to_restore(name, revision)}")
     compute_first_token_alone(model)
     return model, tokenizer, missing
+
+
+def _read_shape(folder: Path, dropout: float | None) -> PreTrainedConfig:
+    """The configuration in `folder`, for our four classes; what it says about files and kernels to load is dropped."""
+    from transformers import AutoConfig
+
+    shape = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, attn_implementation=None, num_labels=len(LABELS),
+        id2label=dict(enumerate(LABELS)), label2id={label: i for i, label in enumerate(LABELS)},
+    )  # fmt: skip
+    shape.transformers_weights = None  # else another file than those that identify the base
+    for field in DROPOUT_FIELDS:
+        if dropout is not None and hasattr(shape, field):
+            setattr(shape, field, dropout)
+    return shape
+
+
+@contextmanager
+def _refusals_in_one_line(name: str, revision: str | None) -> Iterator[None]:
+    """Whatever the libraries raise over a base without weights, damaged, of another shape, or with code of its own."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (*REFUSALS, SafetensorError) as error:
+        if "custom code" in str(error):
+            raise InputError(
+                f"base model {name!r} brings Python code of its own (auto_map), which is never run;"
+                " give a base whose model_type and tokenizer transformers knows by itself"
+            ) from error
+        raise InputError(
+            f"base model {name!r} could not be loaded ({first_line(error)}); {how_to_restore(name, revision)}"
+        ) from error
 
 
 def compute_first_token_alone(model: PreTrainedModel) -> AbstractContextManager:

@@ -50,7 +50,7 @@ for line in sys.stdin:
 """
 
 
-BAR = re.compile(r"\d+/\d+ \[")  # a progress bar
+BAR = re.compile(r"\d+/\d+ \[|^fetching ")  # a progress bar, or the line that says what is fetched
 
 
 class Client:
@@ -63,7 +63,7 @@ class Client:
     def __init__(
         self, folder: Path, endpoint: str, *, rows: dict, parameters: int, hurried: bool = False, **environment: str
     ):
-        self.folder, self.cache, self.numbers = folder, folder / "hf-home", count()
+        self.folder, self.cache, self.numbers, self.announced = folder, folder / "hf-home", count(), []
         folder.mkdir(exist_ok=True)
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
         hub = {"HF_HOME": str(self.cache), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -78,7 +78,7 @@ class Client:
         )
 
     def run(self, *arguments, seconds: float = 120) -> tuple[int, list[str]]:
-        """The command's exit status and the lines that it wrote, progress bars apart."""
+        """The command's exit status and the lines that it wrote, progress bars apart; `announced` has what was fetched."""
         return self._order({"arguments": [str(a) for a in arguments]}, seconds)
 
     def execute(self, code: str, seconds: float = 120) -> tuple[int, list[str]]:
@@ -103,4 +103,5 @@ class Client:
         watch.cancel()
         assert answer, f"no end within {seconds} s: {order}"
         lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8"))
+        self.announced = [line for line in lines if line.startswith("fetching ")]
         return int(answer), [line for line in lines if line.strip() and not BAR.search(line)]

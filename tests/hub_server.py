@@ -163,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse("RevisionNotFound" if repository else "RepoNotFound")
         names = repository.files()
         if what == "revision":
-            files = [{"rfilename": n} for n in names]
+            files = [{"rfilename": n, "size": (repository.folder / n).stat().st_size} for n in names]
             found = {"id": name, "sha": revision, "private": False, "gated": False, "tags": [], "siblings": files}
         else:
             folders = sorted({str(parent) for n in names for parent in Path(n).parents if str(parent) != "."})

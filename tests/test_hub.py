@@ -112,12 +112,46 @@ def test_20_steps_of_both_profiles_from_the_hub_and_their_checkpoints_reloaded(r
 def test_only_the_pinned_commits_are_asked_for_and_only_what_is_needed(runs):
     assert {request.status for request in runs.log} == {200, 302}
     named = [r.path for r in runs.log if not r.path.startswith("/storage/")]
-    pinned = f"/{ROBERTA_BASE}/(tree|resolve)/{ROBERTA_BASE_REVISION}|/{AG_NEWS}/(tree|resolve)/{AG_NEWS_REVISION}"
+    what = "(tree|resolve|revision)"
+    pinned = f"/{ROBERTA_BASE}/{what}/{ROBERTA_BASE_REVISION}|/{AG_NEWS}/{what}/{AG_NEWS_REVISION}"
     assert len(named) > 5 and all(re.search(pinned, path) for path in named)
     files = sorted(re.split("/resolve/[^/]+/", path)[1] for path in set(named) if "/resolve/" in path)
     assert files == ["config.json", TRAIN, "merges.txt", "model.safetensors", "vocab.json"]  # no pickle, no test split
     stored = [(r.path.split("/")[-2], r.bytes) for r in runs.log if r.path.startswith("/storage/")]
     assert len(stored) == 2  # one download each, for four runs of training and reloading
+
+
+def test_what_is_fetched_is_announced_with_its_size_and_what_is_in_the_cache_is_not(fresh, repositories):
+    _, client, train = fresh
+    _require_success(client.run(*train))
+    base, data = client.announced
+    size = sum((repositories[0].folder / name).stat().st_size for name in ("config.json", "merges.txt", "vocab.json"))
+    size += (repositories[0].folder / "model.safetensors").stat().st_size
+    files = f"{ROBERTA_BASE} at {ROBERTA_BASE_REVISION}: 5 files, {size / 1e6:.1f} MB"
+    assert base.startswith("fetching model ") and files in base and data.startswith(f"fetching dataset {AG_NEWS} at ")
+    shutil.rmtree(train[3])
+    _require_success(client.run(*train))
+    assert client.announced == []
+
+
+def test_verify_fetches_no_base_that_an_adapter_alone_names(fresh, repositories, tmp_path):
+    hub, client, train = fresh
+    _require_success(client.run(*train))
+    client.forget()
+    hub.log.clear()
+    checkpoint = Path(shutil.copytree(train[3] / "checkpoint-1", tmp_path / "sent"))
+    (checkpoint / "manifest.json").unlink()
+    hub.repositories.append(replace(repositories[0], name="somebody/base", commit=OTHER_COMMIT))
+    for named in ({"base_model_name_or_path": "somebody/base"}, {"revision": OTHER_COMMIT}):
+        edit_json(checkpoint / "adapter_config.json", revision=OTHER_COMMIT, **named)
+        _require_one_line(
+            client.run("verify", checkpoint), 2, "is not here, and to verify an adapter nothing is fetched"
+        )
+        edit_json(checkpoint / "adapter_config.json", base_model_name_or_path="somebody/base")
+    assert not hub.log and not client.cache.exists()
+    _require_success(client.run("predict", checkpoint, "Oil prices rise"))
+    assert len(client.announced) == 1 and "fetching model somebody/base at" in client.announced[0]
+    _require_success(client.run("verify", checkpoint))  # now it is here
 
 
 def test_offline_the_cache_gives_the_same_run_to_the_bit(runs):
@@ -208,8 +242,7 @@ def test_a_passing_fault_is_overcome(what, fresh):
     assert any(status == 206 for status, _ in sent) == (what == "cut")  # the second half alone is fetched again
 
 
-def edit_config(folder, **fields):
-    path = folder / "config.json"
+def edit_json(path, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
@@ -230,10 +263,14 @@ def change_the_data(folder, *, rows=ROWS["train"], **labels):
 OTHER_CONTENT = {  # which repository (0: the base, 1: the data) serves what else, and what the refusal says of it
     "a configuration that does not fit the weights": (
         0,
-        lambda f: edit_config(f, hidden_size=16),
+        lambda f: edit_json(f / "config.json", hidden_size=16),
         "could not be loaded",
     ),
-    "half the layers": (0, lambda f: edit_config(f, num_hidden_layers=1), "has 1,634,756 parameters, wanted"),
+    "half the layers": (
+        0,
+        lambda f: edit_json(f / "config.json", num_hidden_layers=1),
+        "has 1,634,756 parameters, wanted",
+    ),
     "a vocabulary short of one token": (0, drop_a_token, "50,264 tokens in its vocabulary and 50,265 in its"),
     "weights that are none": (0, lambda f: (f / "model.safetensors").write_bytes(b"none"), "could not be loaded"),
     "a row too few": (1, lambda f: change_the_data(f, rows=1999), "1999 rows .*, wanted 2000"),

@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import socket
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from ..errors import InputError, first_line
 from .places import local_folder, portable_name
 
 # Everything that decides what a base computes; other files of a folder (a card, a record) do not count.
 IDENTITY_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model")
+SECONDS = 2  # for whatever stands at the Hub's address to be found
 LOADED_FILES = ("*.json", *IDENTITY_FILES)  # what is fetched of a repository: no pickle, no other framework's weights
+
+logger = logging.getLogger(__name__)
 
 
 def base_folder(name: str) -> Path | None:
@@ -26,7 +34,10 @@ def base_folder(name: str) -> Path | None:
 def base_files(name: str, revision: str | None) -> Path:
     """The folder from which a base is loaded: a local one, or the Hub's at `revision`, downloaded if need be."""
     instead = "connect to the Hub, set ROBERTA_BASE_DIR to a folder with roberta-base, or use PROFILE=mini"
-    return base_folder(name) or download(name, revision, LOADED_FILES, kind="model", instead=instead)
+    folder = base_folder(name) or download(name, revision, LOADED_FILES, kind="model", instead=instead)
+    for path in folder.glob("*.safetensors"):
+        require_weights(path)
+    return folder
 
 
 def how_to_restore(name: str, revision: str | None) -> str:
@@ -45,6 +56,22 @@ def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
     return {"name": portable_name(name), "revision": revision if on_hub else None, "sha256": digest.hexdigest()}
 
 
+def require_here(name: str, revision: str | None) -> None:
+    """Refuse a base that would have to be fetched: it is neither a folder nor whole in the Hub's cache."""
+    if base_folder(name) is None and not _is_cached(name, revision, LOADED_FILES, "model"):
+        raise InputError(
+            f"base model {name} at {revision or 'main'} is not here, and to verify an adapter nothing is fetched"
+            " that its own file names; `predict` fetches it and says first how large it is"
+        )
+
+
+def require_weights(path: Path) -> None:
+    """Refuse what `git clone` without Git LFS leaves in the place of weights."""
+    with path.open("rb") as stream:
+        if stream.read(40).startswith(b"version https://git-lfs"):
+            raise InputError(f"{path} is a Git LFS pointer and no weights; run `git lfs pull`, or download the file")
+
+
 def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: str, instead: str) -> Path:
     """The folder in the Hub's cache with all files of `name` at commit `revision` that match one of `patterns`.
 
@@ -54,33 +81,88 @@ def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: 
     Raises:
         InputError: the Hub is out of reach, broke off or knows no such commit, and the cache lacks a file.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import is_offline_mode, snapshot_download
     from huggingface_hub.errors import HTTPError  # of the HTTP library that huggingface_hub uses; not an OSError
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries would be two lines more
+    cached = _is_cached(name, revision, patterns, kind)
     try:
-        return Path(snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=list(patterns)))
+        if not cached and not is_offline_mode():
+            _announce(name, revision, patterns, kind)
+        return Path(
+            snapshot_download(
+                name, revision=revision, repo_type=kind, allow_patterns=list(patterns), local_files_only=cached
+            )
+        )
     except (OSError, ValueError, HTTPError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{kind} {name} at {revision} could not be loaded ({reason}); {instead}") from error
 
 
+def _is_cached(name: str, revision: str | None, patterns: Sequence[str], kind: str) -> bool:
+    """Whether the Hub's cache is known to hold every file that matches."""
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        get_cached_repo_tree(name, revision=revision, repo_type=kind)
+        snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=list(patterns), local_files_only=True)
+    except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError, HFValidationError):
+        return False
+    return True
+
+
+def _announce(name: str, revision: str | None, patterns: Sequence[str], kind: str) -> None:
+    """Say what is about to be fetched and how large it is; raises what the Hub answers, or that it does not.
+
+    A passing fault of the Hub (HTTP 5xx) says nothing: the download tries again.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import filter_repo_objects
+
+    try:
+        found = _ask(name, revision, kind)
+    except HfHubHTTPError as error:
+        if error.response is None or error.response.status_code < 500:
+            raise
+        return
+    files = list(filter_repo_objects(found.siblings, allow_patterns=list(patterns), key=lambda file: file.rfilename))
+    megabytes = sum(file.size or 0 for file in files) / 1e6
+    logger.warning("fetching %s %s at %s: %d files, %.1f MB", kind, name, revision, len(files), megabytes)
+
+
+def _ask(name: str, revision: str | None, kind: str):
+    """What the Hub says of a repository, asked once: its client would try for 25 seconds where there is no network."""
+    from huggingface_hub import HfApi, constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if not proxy_bypass(address.hostname):
+        address = urlsplit(getproxies().get(address.scheme, constants.ENDPOINT))
+    place = address.hostname, address.port or (80 if address.scheme == "http" else 443)
+    found = Future()
+    Thread(target=_knock, args=(place, found), daemon=True).start()
+    found.result(SECONDS)  # the look-up of the name, too, which has no limit of its own
+    return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=10, files_metadata=True)
+
+
+def _knock(place: tuple[str, int], found: Future) -> None:
+    try:
+        socket.create_connection(place, SECONDS).close()
+        found.set_result(True)
+    except OSError as error:
+        found.set_exception(error)
+
+
 def is_at_hand(name: str, revision: str | None, *, kind: str) -> bool:
     """Whether a repository's files can be had at once: from a folder, from the Hub's cache, or from a Hub that answers
     within two seconds."""
-    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HTTPError
 
     if local_folder(name, "its files"):
         return True
+    patterns = LOADED_FILES if kind == "model" else ("train*.parquet", "data/train*.parquet")
     try:
-        cached = Path(snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True))
-        if any(cached.rglob("model.safetensors" if kind == "model" else "train*.parquet")):
-            return True
-    except (OSError, ValueError):  # nothing of it was ever fetched
-        pass
-    try:
-        return bool(HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=2))
+        return _is_cached(name, revision, patterns, kind) or bool(_ask(name, revision, kind))
     except (OSError, ValueError, HTTPError):
         return False
 

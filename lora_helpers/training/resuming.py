@@ -63,7 +63,7 @@ def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
 def _open_as_sealed(checkpoint: Path) -> Start:
     """Nothing damaged, nothing added (a `model.safetensors` the Trainer would load instead of the adapter), its own name."""
     checkpoint = checkpoint.resolve()
-    found = verify_checkpoint(checkpoint)
+    found = verify_checkpoint(checkpoint, fetch=True)
     if found.unlisted:
         unlisted = ", ".join(found.unlisted)
         raise CheckFailed(f"{checkpoint} holds {unlisted}, which its manifest does not list; remove it")
