@@ -124,10 +124,10 @@ def test_only_the_pinned_commits_are_asked_for_and_only_what_is_needed(runs):
 def test_what_is_fetched_is_announced_with_its_size_and_what_is_in_the_cache_is_not(fresh, repositories):
     _, client, train = fresh
     _require_success(client.run(*train))
-    base, data = client.announced
+    data, base = client.announced
     size = sum((repositories[0].folder / name).stat().st_size for name in ("config.json", "merges.txt", "vocab.json"))
     size += (repositories[0].folder / "model.safetensors").stat().st_size
-    files = f"{ROBERTA_BASE} at {ROBERTA_BASE_REVISION}: 5 files, {size / 1e6:.1f} MB"
+    files = f"{ROBERTA_BASE} at {ROBERTA_BASE_REVISION}: 4 files, {size / 1e6:.1f} MB"
     assert base.startswith("fetching model ") and files in base and data.startswith(f"fetching dataset {AG_NEWS} at ")
     shutil.rmtree(train[3])
     _require_success(client.run(*train))
@@ -142,12 +142,11 @@ def test_verify_fetches_no_base_that_an_adapter_alone_names(fresh, repositories,
     checkpoint = Path(shutil.copytree(train[3] / "checkpoint-1", tmp_path / "sent"))
     (checkpoint / "manifest.json").unlink()
     hub.repositories.append(replace(repositories[0], name="somebody/base", commit=OTHER_COMMIT))
-    for named in ({"base_model_name_or_path": "somebody/base"}, {"revision": OTHER_COMMIT}):
-        edit_json(checkpoint / "adapter_config.json", revision=OTHER_COMMIT, **named)
+    for name in (ROBERTA_BASE, "somebody/base"):
+        edit_json(checkpoint / "adapter_config.json", base_model_name_or_path=name, revision=OTHER_COMMIT)
         _require_one_line(
             client.run("verify", checkpoint), 2, "is not here, and to verify an adapter nothing is fetched"
         )
-        edit_json(checkpoint / "adapter_config.json", base_model_name_or_path="somebody/base")
     assert not hub.log and not client.cache.exists()
     _require_success(client.run("predict", checkpoint, "Oil prices rise"))
     assert len(client.announced) == 1 and "fetching model somebody/base at" in client.announced[0]

@@ -137,7 +137,8 @@ def _ask(name: str, revision: str | None, kind: str):
 
     address = urlsplit(constants.ENDPOINT)
     if not proxy_bypass(address.hostname):
-        address = urlsplit(getproxies().get(address.scheme, constants.ENDPOINT))
+        proxy = getproxies().get(address.scheme, constants.ENDPOINT)
+        address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     place = address.hostname, address.port or (80 if address.scheme == "http" else 443)
     found = Future()
     Thread(target=_knock, args=(place, found), daemon=True).start()
