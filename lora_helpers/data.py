@@ -147,9 +147,7 @@ def _open(dataset: str, splits: Sequence[str], revision: str | None) -> Path:
     if folder is None:
         shapes = ("{}.csv", "{}.parquet", "{}-?????-of-?????.parquet")
         patterns = [place + shape.format(split) for split in splits for place in ("", "data/") for shape in shapes]
-        folder = download(
-            full_name(dataset), revision, patterns, kind="dataset", instead=f"connect to the Hub, {INSTEAD}"
-        )
+        folder = download(full_name(dataset), revision, patterns, kind="dataset", instead=INSTEAD)
     return folder
 
 

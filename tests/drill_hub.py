@@ -15,7 +15,7 @@ from hub_client import Client
 from hub_repositories import build_repositories
 from hub_server import HubServer
 
-from lora_helpers.model import ROBERTA_BASE_PARAMETERS
+from lora_helpers.bases import PARAMETERS
 from lora_helpers.records import read_record
 
 ROWS = {"train": 2000, "test": 400}  # of AG News; every other size is the true one
@@ -38,7 +38,7 @@ def run_full_size(roberta_base: Path, ag_news: Path) -> dict:
         repositories = build_repositories(root / "hub", roberta_base, ag_news, shape={}, rows=ROWS)
         result = {"profiles": {}}
         with HubServer(repositories) as hub:
-            sizes = {"rows": ROWS, "parameters": ROBERTA_BASE_PARAMETERS}
+            sizes = {"rows": ROWS, "parameters": PARAMETERS}
             client = Client(root / "client", hub.endpoint, **sizes, OMP_NUM_THREADS=str(os.cpu_count()))
             try:
                 for profile in ("original", "roberta-base"):

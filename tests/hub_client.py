@@ -19,7 +19,7 @@ DRIVER = """
 import json, os, sys, traceback
 from types import SimpleNamespace
 sizes, hurried = json.loads(sys.argv[1]), sys.argv[2] == "hurried"
-from lora_helpers import data, model, quiet
+from lora_helpers import bases, data, quiet
 quiet()
 import peft, sklearn.metrics, transformers.trainer
 from huggingface_hub import constants, file_download
@@ -27,7 +27,8 @@ from huggingface_hub.utils import _http
 from lora_helpers import inference
 from lora_helpers.training import run, trainer
 from lora_helpers.__main__ import main
-data.HUB_ROWS, model.ROBERTA_BASE_PARAMETERS = sizes["rows"], sizes["parameters"]
+data.HUB_ROWS = sizes["rows"]
+bases.PARAMETERS.update(sizes["parameters"])
 if hurried:
     file_download.time = _http.time = SimpleNamespace(sleep=lambda seconds: None)
     constants.DOWNLOAD_CHUNK_SIZE = 1 << 20
@@ -61,7 +62,7 @@ class Client:
     """
 
     def __init__(
-        self, folder: Path, endpoint: str, *, rows: dict, parameters: int, hurried: bool = False, **environment: str
+        self, folder: Path, endpoint: str, *, rows: dict, parameters: dict, hurried: bool = False, **environment: str
     ):
         self.folder, self.cache, self.numbers, self.announced = folder, folder / "hf-home", count(), []
         folder.mkdir(exist_ok=True)

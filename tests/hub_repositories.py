@@ -14,6 +14,7 @@ from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, ROBERTA_BASE, ROBERTA
 
 # 50,265 tokens, 514 positions, a type and a norm (2) of width 32; 2 layers of 8,544; a 4-class head of 1,188.
 SMALL_PARAMETERS = (50_265 + 514 + 1 + 2) * 32 + 2 * 8_544 + 1_188
+SMALL_COUNTS = {ROBERTA_BASE: SMALL_PARAMETERS}
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hub_repositories import SMALL, SMALL_PARAMETERS, build_base
 
-from lora_helpers import checkpoints, model, records
-from lora_helpers.config import AG_NEWS, PROFILES, get_profile
+from lora_helpers import bases, checkpoints, records
+from lora_helpers.config import AG_NEWS, PROFILES, ROBERTA_BASE, get_profile
 from lora_helpers.errors import CheckFailed
 from lora_helpers.evidence import rebuild, report, study
 from lora_helpers.files.manifests import read_manifest
@@ -60,7 +60,7 @@ def test_a_first_run_is_stopped_goes_on_and_becomes_the_committed_one(
 
     for name, value in stand_ins.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(model, "ROBERTA_BASE_PARAMETERS", SMALL_PARAMETERS)
+    monkeypatch.setitem(bases.PARAMETERS, ROBERTA_BASE, SMALL_PARAMETERS)
     monkeypatch.setattr(rebuild, "get_profile", lambda name: get_profile(name, **FEW))
     monkeypatch.setattr(rebuild, "LARGE_STATES", 0)
     stock, steps = transformers.Trainer.training_step, iter(range(1, 1000))

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 from hub_client import Client
-from hub_repositories import SMALL, SMALL_PARAMETERS, build_repositories
+from hub_repositories import SMALL, SMALL_COUNTS, build_repositories
 from hub_server import Fault, HubServer
 
 from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, ROBERTA_BASE, ROBERTA_BASE_REVISION
 from lora_helpers.records import read_record
 
 ROWS = {"train": 2000, "test": 400}
-SIZES = {"rows": ROWS, "parameters": SMALL_PARAMETERS}  # what the product insists on, for these repositories
+SIZES = {"rows": ROWS, "parameters": SMALL_COUNTS}  # what the product insists on, for these repositories
 TEXTS = ["Central bank raises rates", "Striker scores twice in the final", "New chip halves the power of a phone"]
 TWENTY = {"max-steps": 20, "eval-steps": 20, "save-steps": 20, "validation-size": 32, "batch-size": 2}
 ONE = {"max-steps": 1, "eval-steps": 1, "save-steps": 1, "validation-size": 8, "batch-size": 2, "max-length": 16}

@@ -1,18 +1,12 @@
 import pytest
 import torch
 
+from lora_helpers.bases import compute_first_token_alone, load_base
 from lora_helpers.config import get_profile
 from lora_helpers.errors import InputError
-from lora_helpers.model import (
-    base_identity,
-    build_meta_model,
-    build_model,
-    compute_first_token_alone,
-    count_parameters,
-    load_base,
-    parameter_table,
-    portable_name,
-)  # fmt: skip
+from lora_helpers.files.hub import base_identity
+from lora_helpers.files.places import portable_name
+from lora_helpers.model import build_meta_model, build_model, count_parameters, parameter_table
 
 
 def test_roberta_base_has_the_published_counts_without_any_weights():

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from lora_helpers import checkpoints
+from lora_helpers.bases import load_base
 from lora_helpers.checkpoints import ADAPTER_CONFIG, MANIFEST, WEIGHTS, verify_checkpoint
 from lora_helpers.errors import CheckFailed, InputError
+from lora_helpers.files import adapters
 from lora_helpers.files.manifests import hash_file, read_manifest, seal
 from lora_helpers.files.places import REPOSITORY
-from lora_helpers.model import load_base
 
 # Every way to open a base, in one process whose standard input says yes to whatever is asked.
 OPEN_ALL = """
@@ -24,9 +25,9 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from lora_helpers.__main__ import main
 from lora_helpers.inference import Classifier
-from lora_helpers.model import load_base
 base, checkpoint = sys.argv[2:]
 import peft, transformers.trainer
+from lora_helpers.bases import load_base
 began = time.monotonic()
 steps = ["--max-steps", "2", "--eval-steps", "2", "--save-steps", "2", "--warmup-steps", "1", "--max-length", "32"]
 print("status", main(["train", "mini", "--base-model", base, "--output-dir", "run", *steps]))
@@ -157,7 +158,7 @@ HANGS = r"(\w+\.?)+!"
     ids=str,
 )  # fmt: skip
 def test_a_regular_expression_without_end_is_refused(checkpoint, fields, monkeypatch):
-    monkeypatch.setattr(checkpoints, "SECONDS", 1)
+    monkeypatch.setattr(adapters, "SECONDS", 1)
     change_json(checkpoint / ADAPTER_CONFIG, **fields)
     refused(checkpoint, "takes more than 1 s" if "[(" not in str(fields) else "PEFT cannot apply it")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bases import compute_first_token_alone
 from ..config import get_profile
 from ..environment import best_device, watch_peak_memory
 from ..inference import Classifier
-from ..model import compute_first_token_alone
 from .workload import load_tokenizer, longest_of, make_model, sample_lengths, sample_texts
 
 STREAMED = (10_000, 1_000_000)  # rows of a file

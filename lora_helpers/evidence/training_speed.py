@@ -12,9 +12,9 @@ from contextlib import nullcontext
 
 import numpy as np
 
+from ..bases import compute_first_token_alone
 from ..config import RunConfig, get_profile
 from ..environment import best_device, watch_peak_memory
-from ..model import compute_first_token_alone
 from .prediction_speed import measure_prediction
 from .workload import (
     BATCH,

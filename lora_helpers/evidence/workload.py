@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bases import full_size_shape
 from ..batching import LengthGroupedSampler
 from ..config import LABELS, ROBERTA_MINI, RunConfig
 from ..environment import best_device
-from ..files.places import REPOSITORY
-from ..model import make_lora_config, roberta_base_shape
+from ..files.places import REPOSITORY, ROBERTA_BASE
+from ..model import make_lora_config
 
 # AG News' training rows by their number of tokens under roberta-base's tokenizer, special ones included.
 LENGTHS = Path(__file__).parent / "ag_news_lengths.json"
@@ -112,7 +113,7 @@ def base_shapes() -> dict:
     from transformers import AutoConfig
 
     mini = AutoConfig.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False, num_labels=len(LABELS))
-    return {"roberta-base": roberta_base_shape(), "roberta-mini": mini}
+    return {"roberta-base": full_size_shape(ROBERTA_BASE), "roberta-mini": mini}
 
 
 def load_tokenizer():

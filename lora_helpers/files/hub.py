@@ -10,13 +10,14 @@ import logging
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import lru_cache
 from pathlib import Path
 from threading import Thread
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ..errors import InputError, first_line
-from .places import local_folder, portable_name
+from .places import STAND_INS, full_name, local_folder, portable_name
 
 # Everything that decides what a base computes; other files of a folder (a card, a record) do not count.
 IDENTITY_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model")
@@ -31,10 +32,13 @@ def base_folder(name: str) -> Path | None:
     return local_folder(name, "config.json and model.safetensors")
 
 
-def base_files(name: str, revision: str | None) -> Path:
+def base_files(name: str, revision: str | None, or_else: str = "") -> Path:
     """The folder from which a base is loaded: a local one, or the Hub's at `revision`, downloaded if need be."""
-    instead = "connect to the Hub, set ROBERTA_BASE_DIR to a folder with roberta-base, or use PROFILE=mini"
-    folder = base_folder(name) or download(name, revision, LOADED_FILES, kind="model", instead=instead)
+    variable = STAND_INS.get(full_name(name))
+    instead = f"set {variable} to a folder with its files" if variable else "name a folder that holds its files"
+    folder = base_folder(name) or download(
+        full_name(name), revision, LOADED_FILES, kind="model", instead=instead + or_else
+    )
     for path in folder.glob("*.safetensors"):
         require_weights(path)
     return folder
@@ -48,12 +52,26 @@ def how_to_restore(name: str, revision: str | None) -> str:
 
 
 def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
-    """What identifies a base: its name, its commit on the Hub, and the SHA-256 of the weights and tokenizer loaded."""
+    """What identifies a base: its name, its commit on the Hub, and the SHA-256 of what is loaded, and of its weights."""
     folder, on_hub = base_files(name, revision), base_folder(name) is None
-    digest = hashlib.sha256()
-    for file in sorted({path for pattern in IDENTITY_FILES for path in folder.glob(pattern)}):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return {"name": portable_name(name), "revision": revision if on_hub else None, "sha256": digest.hexdigest()}
+    files = sorted({path for pattern in IDENTITY_FILES for path in folder.glob(pattern)})
+    stats = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in (file.stat() for file in files)]
+    named = {"name": portable_name(name), "revision": revision if on_hub else None}
+    return named | _hash_files(tuple(files), tuple(stats))
+
+
+@lru_cache(maxsize=8)
+def _hash_files(files: tuple[Path, ...], stats: tuple) -> dict[str, str]:
+    """SHA-256 of all files, their names included, and of the weights alone; read again only once `stats` have changed."""
+    everything, weights = hashlib.sha256(), hashlib.sha256()
+    for file in files:
+        everything.update(file.name.encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                everything.update(block)
+                if file.suffix == ".safetensors":
+                    weights.update(block)
+    return {"sha256": everything.hexdigest(), "weights_sha256": weights.hexdigest()}
 
 
 def require_here(name: str, revision: str | None) -> None:
@@ -76,7 +94,7 @@ def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: 
     """The folder in the Hub's cache with all files of `name` at commit `revision` that match one of `patterns`.
 
     Nothing else of the repository is fetched. With every file in the cache, or HF_HUB_OFFLINE, nothing is asked.
-    `kind` is "model" or "dataset"; `instead` says what to do without the Hub.
+    `kind` is "model" or "dataset"; `instead` says what else to do without the Hub.
 
     Raises:
         InputError: the Hub is out of reach, broke off or knows no such commit, and the cache lacks a file.
@@ -85,17 +103,16 @@ def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: 
     from huggingface_hub.errors import HTTPError  # of the HTTP library that huggingface_hub uses; not an OSError
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries would be two lines more
-    cached = _is_cached(name, revision, patterns, kind)
+    cached, offline = _is_cached(name, revision, patterns, kind), is_offline_mode()
     try:
-        if not cached and not is_offline_mode():
+        if not cached and not offline:
             _announce(name, revision, patterns, kind)
-        return Path(
-            snapshot_download(
-                name, revision=revision, repo_type=kind, allow_patterns=list(patterns), local_files_only=cached
-            )
-        )
+        return Path(snapshot_download(
+            name, revision=revision, repo_type=kind, allow_patterns=list(patterns), local_files_only=cached
+        ))  # fmt: skip
     except (OSError, ValueError, HTTPError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
+        instead = f"{'unset HF_HUB_OFFLINE' if offline else 'connect to the Hub'}, {instead}"
         raise InputError(f"{kind} {name} at {revision} could not be loaded ({reason}); {instead}") from error
 
 
@@ -141,8 +158,11 @@ def _ask(name: str, revision: str | None, kind: str):
         address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     place = address.hostname, address.port or (80 if address.scheme == "http" else 443)
     found = Future()
-    Thread(target=_knock, args=(place, found), daemon=True).start()
-    found.result(SECONDS)  # the look-up of the name, too, which has no limit of its own
+    Thread(target=_knock, args=(place, found), daemon=True).start()  # the look-up of the name has no limit of its own
+    try:
+        found.result(SECONDS)
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer from {place[0]} within {SECONDS} s") from error
     return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=10, files_metadata=True)
 
 

@@ -21,9 +21,10 @@ from ..config import RunConfig
 from ..data import Splits, load_ag_news, tokenize
 from ..environment import environment, peak_memory_mib
 from ..errors import InputError
+from ..files.hub import base_identity
 from ..files.manifests import hash_file
 from ..files.places import RUNS, relative_to_repository
-from ..model import base_identity, build_model, count_parameters, longest_input, lora_norms, shape_of
+from ..model import build_model, count_parameters, longest_input, lora_norms, shape_of
 from ..processes import leads, this_process
 from .failures import failures_in_one_sentence
 from .resuming import Beginning, describe_resumption, find_start, require_same_run, restore_finished, take_weights

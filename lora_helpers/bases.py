@@ -1,0 +1,175 @@
+"""A base model and its tokenizer, read from a folder as data: JSON and safetensors, nobody's code, no question asked.
+
+`model` puts LoRA on it, `checkpoints` an adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import LABELS
+from .errors import REFUSALS, InputError, first_line
+from .files.hub import base_files, how_to_restore
+from .files.places import MPNET_BASE, ROBERTA_BASE, full_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Two bases of 12 layers of width 768, as their configurations have it by default: what differs from the default, and
+# parameters with a 4-class head.
+_SHAPE = {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}
+FULL_SIZE = {ROBERTA_BASE: ("roberta", _SHAPE | {"type_vocab_size": 1}), MPNET_BASE: ("mpnet", _SHAPE)}
+PARAMETERS = {ROBERTA_BASE: 124_648_708, MPNET_BASE: 109_489_540}
+
+DROPOUT_FIELDS = (  # as BERT-like configurations spell them, then DistilBERT's
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("dropout", "attention_dropout", "seq_classif_dropout"),
+)
+
+
+def load_base(
+    name: str, revision: str | None, *, dropout: float | None = None, random: bool = False, or_else: str = ""
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """An encoder with a 4-class head, its tokenizer, and the names of the weights that the base did not bring.
+
+    `name` is a Hub name at commit `revision`, or a folder; ROBERTA_BASE_DIR stands in for roberta-base.
+    `dropout` replaces the probabilities of its configuration; with `random` every weight is drawn anew.
+    `or_else` ends the advice where the base is not to be had.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = base_files(name, revision, or_else)
+    with _quietly(), _refusals_in_one_line(name, revision):
+        shape = read_shape(folder, dropout)
+        _require_encoder(name, shape)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if getattr(shape, "pad_token_id", None) is None:
+            shape.pad_token_id = tokenizer.pad_token_id  # a decoder's head looks for the last token before it
+        if random:
+            model = AutoModelForSequenceClassification.from_config(shape, dtype=torch.float32, trust_remote_code=False)
+            missing = [n for n, _ in model.named_parameters() if not n.startswith(model.base_model_prefix)]
+        else:
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, config=shape, dtype=torch.float32,
+                use_safetensors=True, output_loading_info=True,
+            )  # fmt: skip
+            missing = sorted(info["missing_keys"])
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"base model {name!r} has no padding token, so texts cannot share a batch; {WANTED}")
+    if misfit := _find_misfit(full_name(name), model, tokenizer, missing):
+        raise InputError(f"base model {name!r} {misfit}; {how_to_restore(name, revision)}")
+    compute_first_token_alone(model)
+    return model, tokenizer, missing
+
+
+def read_shape(folder: Path, dropout: float | None = None) -> PreTrainedConfig:
+    """The configuration in `folder`, for our four classes; what it says about files and kernels to load is dropped."""
+    from transformers import AutoConfig
+
+    shape = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, attn_implementation=None, num_labels=len(LABELS),
+        id2label=dict(enumerate(LABELS)), label2id={label: i for i, label in enumerate(LABELS)},
+    )  # fmt: skip
+    shape.transformers_weights = None  # else another file than those that identify the base
+    for field in DROPOUT_FIELDS:
+        if dropout is not None and hasattr(shape, field):
+            setattr(shape, field, dropout)
+    return shape
+
+
+def full_size_shape(name: str) -> PreTrainedConfig:
+    """The configuration of a base in `FULL_SIZE` with a 4-class head, without any file."""
+    from transformers import AutoConfig
+
+    kind, fields = FULL_SIZE[name]
+    return AutoConfig.for_model(kind, num_labels=len(LABELS), **fields)
+
+
+def compute_first_token_alone(model: PreTrainedModel) -> AbstractContextManager:
+    """Behind its last attention, let a RoBERTa or MPNet classifier compute `<s>` alone: its head reads nothing else.
+
+    The last layer's feed-forward block and, in RoBERTa, the attention's output projection, 8 or 9 of the 12
+    width x width products of a layer, are done for one token instead of all. Logits and gradients stay the same;
+    `last_hidden_state` has one token.
+
+    Returns:
+        The hook's handle, which `with` removes at its end. For another kind of model nothing is done.
+    """
+    from transformers import MPNetForSequenceClassification, RobertaForSequenceClassification
+
+    if isinstance(model, RobertaForSequenceClassification):
+        behind_attention = model.roberta.encoder.layer[-1].attention.output
+    elif isinstance(model, MPNetForSequenceClassification):
+        behind_attention = model.mpnet.encoder.layer[-1].attention.LayerNorm
+    else:
+        return nullcontext()
+    return behind_attention.register_forward_pre_hook(_keep_first_token)
+
+
+def _keep_first_token(module, inputs: tuple) -> tuple:
+    """Of each hidden state <float32>[rows, tokens, width], the first token's; a hook, so at module level to be pickled."""
+    return tuple(each[:, :1] for each in inputs)
+
+
+WANTED = (
+    "wanted an encoder for which transformers has a sequence-classification head, like RoBERTa, DistilBERT or MPNet"
+)
+
+
+def _require_encoder(name: str, shape: PreTrainedConfig) -> None:
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    if type(shape) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or shape.is_encoder_decoder:
+        kind = "an encoder with a decoder" if shape.is_encoder_decoder else "without such a head"
+        raise InputError(f"base model {name!r} is of type {shape.model_type}, {kind}; {WANTED}")
+
+
+def _find_misfit(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, missing: list[str]) -> str:
+    """What does not belong together, or is not what its name says; empty if all is well."""
+    inside = [key for key in missing if key.startswith(model.base_model_prefix + ".")]
+    rows, tokens, parameters = model.get_input_embeddings().num_embeddings, len(tokenizer), model.num_parameters()
+    if inside:
+        return f"lacks {len(inside)} weights of its own, e.g. {inside[0]}; it is incomplete"
+    if parameters != PARAMETERS.get(name, parameters):
+        return f"has {parameters:,} parameters, wanted {PARAMETERS[name]:,}"
+    if tokens > rows or (name in PARAMETERS and tokens != rows):  # other models pad their embeddings
+        return f"has {tokens:,} tokens in its vocabulary and {rows:,} in its embeddings, wanted as many"
+    return ""
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' report that the head is "newly initialized": an adapter brings it, or a run trains it."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # a download deserves a bar, reading a local file does not
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def _refusals_in_one_line(name: str, revision: str | None) -> Iterator[None]:
+    """Whatever the libraries raise over a base without weights, damaged, of another shape, or with code of its own."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (*REFUSALS, SafetensorError) as error:
+        if "custom code" in str(error):
+            raise InputError(
+                f"base model {name!r} brings Python code of its own (auto_map), which is never run;"
+                " give a base whose model_type and tokenizer transformers knows by itself"
+            ) from error
+        raise InputError(
+            f"base model {name!r} could not be loaded ({first_line(error)}); {how_to_restore(name, revision)}"
+        ) from error

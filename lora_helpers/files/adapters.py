@@ -1,0 +1,151 @@
+"""What an adapter's own two files say, before any base model is opened and before PEFT builds anything of that size.
+
+Anybody may have written them. `checkpoints` reads them by these functions, then loads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import REFUSALS, CheckFailed, first_line
+from .hub import require_weights
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+# Fields that every version of PEFT writes and whose defaults would compute something else.
+REQUIRED_FIELDS = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
+# What PEFT matches as regular expressions: a string, a list's items or a table's keys.
+PATTERNS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern")
+# Fields that may differ from PEFT's default: what others add (layers, say) has no bound in the file's own tensors.
+PLAIN_FIELDS = {
+    *REQUIRED_FIELDS, *PATTERNS, "auto_mapping", "bias", "ensure_weight_tying", "fan_in_fan_out", "inference_mode",
+    "init_lora_weights", "layers_to_transform", "lora_bias", "lora_dropout", "peft_version", "revision", "use_dora",
+    "use_rslora",
+}  # fmt: skip
+
+SECONDS = 5  # for all regular expressions of a configuration; they take milliseconds
+TRIAL = r"""import contextlib, json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern, name in ((pattern, name) for pattern in patterns for name in names):
+    for form in ("{}", r"(.*\.)?({})", r"(^|.*\.){}($|\..*)", r"(?:^|.*?\.){}\.(?P<idx>\d+)\..*"):  # PEFT's ways
+        with contextlib.suppress(Exception):
+            re.fullmatch(form.format(pattern), name)
+"""
+
+
+def read_adapter_config(folder: Path, notices: list[str]) -> LoraConfig:
+    """The configuration of the LoRA in `folder`; fields that this version of PEFT does not know are named in `notices`.
+
+    Raises:
+        CheckFailed: it is none, of something else than a LoRA for texts, or would build more than its tensors fill.
+    """
+    from peft import LoraConfig
+
+    path = folder / ADAPTER_CONFIG
+    try:
+        if path.stat().st_size > 100_000:  # bytes; PEFT writes a few thousand
+            raise ValueError(f"{path.stat().st_size:,} bytes long")
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in REQUIRED_FIELDS if name not in raw]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckFailed(f"{path}: not an adapter configuration ({error!r})") from error
+    if missing:
+        raise CheckFailed(f"{path}: not an adapter configuration ({', '.join(missing)} missing)")
+    if (raw["peft_type"], raw["task_type"]) != ("LORA", "SEQ_CLS"):
+        raise CheckFailed(f"{path}: {raw['peft_type']} for {raw['task_type']}, wanted LORA for SEQ_CLS")
+    base, revision = raw["base_model_name_or_path"], raw.get("revision")
+    if not isinstance(base, str) or not base or not isinstance(revision, str | None):
+        raise CheckFailed(f"{path}: base_model_name_or_path is {base!r} at {revision!r}, wanted the base model's name")
+    default = LoraConfig().to_dict()
+    unknown = {name: value for name, value in raw.items() if name not in default}
+    if unknown:
+        notices.append(f"fields of another PEFT version ignored: {_listed(unknown)}")
+    odd = {
+        name: raw[name] for name in default.keys() & raw.keys() - PLAIN_FIELDS if raw[name] not in (None, default[name])
+    }
+    if re.search(
+        r"\d{3}", str(raw.get("init_lora_weights"))
+    ):  # pissa_niter_16 computes 16 rounds before it is overwritten
+        odd["init_lora_weights"] = raw["init_lora_weights"]
+    if odd:
+        raise CheckFailed(f"{path}: {_listed(odd)}, which this project does not load; wanted a plain LoRA, or DoRA")
+    with refusals_in_one_line(folder):
+        return LoraConfig(**{name: raw[name] for name in PLAIN_FIELDS & raw.keys()} | {"inference_mode": True})
+
+
+def require_ranks(folder: Path, lora: LoraConfig) -> None:
+    """No rank may be larger than in the weights' file, whose header is read alone: PEFT would allocate what it is told."""
+    from safetensors import SafetensorError, safe_open
+
+    require_weights(folder / WEIGHTS)
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no dictionary
+    except SafetensorError as error:
+        raise CheckFailed(f"{folder / WEIGHTS}: not a safetensors file ({error}); take another checkpoint") from error
+    largest = max((min(shape) for name, shape in shapes.items() if "lora_" in name and len(shape) == 2), default=0)
+    with refusals_in_one_line(folder):
+        rank = max(lora.r, *lora.rank_pattern.values(), 0)
+    if rank > largest:
+        raise CheckFailed(
+            f"{folder / ADAPTER_CONFIG}: rank {rank}, but no adapter in {WEIGHTS} has more than {largest};"
+            " its configuration belongs to another file"
+        )
+
+
+def require_quick_patterns(folder: Path, lora: LoraConfig, names: Collection[str]) -> None:
+    """Matching the modules' `names` must come to an end: it is tried in a process that can be stopped."""
+    given = [getattr(lora, field) for field in PATTERNS]
+    given = [string for field in given for string in ([field] if isinstance(field, str) else field or ())]
+    patterns = [string for string in given if not re.fullmatch(r"[\w.-]*", string)]
+    tried = json.dumps([patterns, list(names)])
+    try:
+        if patterns:
+            subprocess.run(
+                [sys.executable, "-ISc", TRIAL], input=tried, text=True, capture_output=True, timeout=SECONDS
+            )
+    except subprocess.TimeoutExpired as error:
+        raise CheckFailed(
+            f"{folder / ADAPTER_CONFIG}: matching {patterns[0]!r:.80} takes more than {SECONDS} s; list the modules' names"
+        ) from error
+
+
+def respell(weights: dict, expected: Collection[str]) -> dict:
+    """`weights` under the names that PEFT gives them today (`expected`), as far as other versions only spelt them otherwise.
+
+    A trained module's copies beside it, which bias="all" saves of head and untrained head, are left out.
+    """
+    found = {}
+    for name, tensor in weights.items():
+        main = re.sub(r"\.(modules_to_save(\.default)?|original_module)(?=\.)", "", name)
+        if main != name and main in expected and (main in weights or ".original_module." in name):
+            continue
+        # PEFT 0.5: LoRA's layer was itself the linear layer; 0.3 to 0.15: names of heads; DoRA's vector was a module
+        spellings = (name, main, main.removesuffix("bias") + "base_layer.bias", main.removesuffix(".weight"))
+        found[next((each for each in spellings if each in expected), name)] = tensor
+    return found
+
+
+@contextmanager
+def refusals_in_one_line(folder: Path) -> Iterator[None]:
+    """Whatever PEFT raises over values that make no sense, or modules it cannot nest, says which file holds them."""
+    try:
+        yield
+    except (*REFUSALS, re.error) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckFailed(f"{folder / ADAPTER_CONFIG}: PEFT cannot apply it to its base model ({reason})") from error
+
+
+def _listed(values: dict) -> str:
+    return ", ".join(f"{name} = {value!r:.80}" for name, value in sorted(values.items()))
