@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .config import AG_NEWS, BUNDLED, LABELS, RunConfig
-from .errors import InputError
+from .errors import InputError, first_line
 from .files.documents import class_names, read_documents
 from .files.hub import cached_repository, download
 from .files.places import MINI_NEWS, full_name, local_folder
@@ -80,12 +80,9 @@ def describe_source(dataset: str, revision: str | None) -> str:
 
 
 def find_split_files(folder: Path, split: str) -> list[Path]:
-    """The files that make a split, in `folder` or its `data/`: SPLIT.csv, SPLIT.parquet, or one whole set of shards.
+    """The files that make a split, in `folder` or its `data/`, as `WANTED` says, and no other; [] where there is none.
 
-    No other file is read for it, whatever its name begins with. Where there is none: [].
-
-    Raises:
-        InputError: the files leave a choice, or a shard is missing.
+    Raises: InputError: they leave a choice, or a shard is missing.
     """
     ways = []
     for place in (folder, folder / "data"):
@@ -97,7 +94,7 @@ def find_split_files(folder: Path, split: str) -> list[Path]:
     files = [file for file in wanted if file.exists()]
     if len(ways) > 1 or files != wanted:
         names = ", ".join(file.relative_to(folder).as_posix() for file in files)
-        fault = "more than one way to read it" if len(ways) > 1 else f"{len(files)} of {len(ways[0])} files of a set"
+        fault = "more than one way to read it" if len(ways) > 1 else f"{len(files)} of {len(wanted)} files of a set"
         raise InputError(f"{folder}: for {split} there is {names}: {fault}; keep one of {WANTED.format(split)}")
     return files
 
@@ -143,18 +140,16 @@ def _data_folder(dataset: str) -> Path | None:
 
 def _open(dataset: str, splits: Sequence[str], revision: str | None) -> Path:
     """The folder with the files of `splits`, as far as the data set has them: a local one, or downloaded."""
-    folder = _data_folder(dataset)
-    if folder is None:
-        shapes = ("{}.csv", "{}.parquet", "{}-?????-of-?????.parquet")
-        patterns = [place + shape.format(split) for split in splits for place in ("", "data/") for shape in shapes]
-        folder = download(full_name(dataset), revision, patterns, kind="dataset", instead=INSTEAD)
-    return folder
+    shapes = [
+        place + shape for place in ("", "data/") for shape in ("{}.csv", "{}.parquet", "{}-?????-of-?????.parquet")
+    ]
+    patterns = [shape.format(split) for split in splits for shape in shapes]
+    return _data_folder(dataset) or download(full_name(dataset), revision, patterns, kind="dataset", instead=INSTEAD)
 
 
 def _read(folder: Path, split: str, dataset: str, revision: str | None) -> Dataset:
     """The rows of a split in `folder`; of what was downloaded, errors say how to fetch it again."""
-    name, on_hub = full_name(dataset), _data_folder(dataset) is None
-    files = find_split_files(folder, split)
+    name, on_hub, files = full_name(dataset), _data_folder(dataset) is None, find_split_files(folder, split)
     if not files:
         place, remedy = (f"dataset {name} at {revision}", INSTEAD) if on_hub else (folder, "put the file there")
         there = ", ".join(sorted(file.name for file in folder.glob(f"{split}*"))) or "no other file of that name"
@@ -170,7 +165,6 @@ def _read(folder: Path, split: str, dataset: str, revision: str | None) -> Datas
 
 
 def _require_as_published(rows: Dataset, file: Path, split: str) -> None:
-    """What is pinned has the published number of rows, and says that its labels are in our order."""
     from pyarrow.parquet import read_schema
 
     names = class_names(read_schema(file)).get("label", LABELS) if file.suffix == ".parquet" else LABELS
@@ -180,41 +174,22 @@ def _require_as_published(rows: Dataset, file: Path, split: str) -> None:
 
 
 def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Dataset]:
-    size, kept = config.validation_size, len(train) - config.validation_size
-    if kept <= config.batch_size:
+    """`train` without some of its rows, and these, as `Dataset.train_test_split` chooses them."""
+    from datasets import Dataset, Features, Value
+
+    class AtOnce(Dataset):  # a column of the usual kind is read value by value: stratifying AG News takes 10 s
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            return found[:] if isinstance(key, str) else found
+
+    size = config.validation_size
+    if size >= len(train) - config.batch_size:
         raise InputError(f"validation_size is {size}, but train has only {len(train)} rows")
-    if not config.stratified:
-        parts = train.train_test_split(test_size=size, seed=config.split_seed)
-        return parts["train"], parts["test"]
-    labels = np.array(train["label"][:])
-    classes, counts = np.unique(labels, return_counts=True)
-    if counts.min() < 2 or min(size, kept) < len(classes):
-        raise InputError(f"validation_size is {size} of {len(train)} rows: a class would be without rows; change it")
-    rows, carved = _draw_stratified(labels, (kept, size), np.random.default_rng(config.split_seed))
-    return train.select(rows), train.select(carved)
-
-
-def _draw_stratified(labels: np.ndarray, sizes: tuple[int, int], rng: np.random.Generator) -> list[np.ndarray]:
-    """Two draws of rows <int64>[size], each with the class shares of `labels` <int64>[rows].
-
-    Row by row those of `Dataset.train_test_split(stratify_by_column=…)`, which takes 10 s for the labels of AG News.
-    After `datasets/utils/stratify.py` (Apache-2.0); scikit-learn's, from which that comes, rounds otherwise.
-    """
-    counts = np.unique(labels, return_counts=True)[1]
-    first = _share(counts, sizes[0], rng)
-    ends = zip(first, first + _share(counts - first, sizes[1], rng), strict=True)
-    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
-    parts = [np.split(rng.permutation(rows), end)[:2] for rows, end in zip(by_class, ends, strict=True)]
-    return [rng.permutation(np.concatenate(draw)) for draw in zip(*parts, strict=True)]
-
-
-def _share(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """How many of `size` rows each class gets <int64>: its share rounded down, and one more where most is left over."""
-    exact = size * counts / counts.sum()
-    share = np.floor(exact).astype(np.int64)
-    left_over = exact - share
-    for value in np.unique(left_over)[::-1]:
-        tied = np.flatnonzero(left_over == value)
-        if missing := size - share.sum():
-            share[rng.choice(tied, size=min(len(tied), missing), replace=False)] += 1
-    return share
+    features = Features({"row": Value("int64"), "label": train.features["label"]})
+    rows = AtOnce.from_dict({"row": range(len(train)), "label": train["label"][:]}, features=features)
+    stratify = "label" if config.stratified else None
+    try:
+        parts = rows.train_test_split(test_size=size, seed=config.split_seed, stratify_by_column=stratify)
+    except ValueError as error:  # fewer rows than classes, on one side or the other
+        raise InputError(f"validation_size is {size} of {len(train)} rows: {first_line(error)}") from error
+    return train.select(parts["train"]["row"][:]), train.select(parts["test"]["row"][:])

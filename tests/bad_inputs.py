@@ -186,18 +186,22 @@ NO_CSV = {
     "too many columns": File("in.csv", b"1,a,b\n2,c,d,e\n", Refused("row 2: 4 columns, wanted 3")),
     "a blank line": File("in.csv", b"1,a,b\n\n2,c,d\n", Refused("row 2: 0 columns, wanted 3")),
     "semicolons": File(
-        "in.csv", b"1;a, b;c\n", Refused("row 1: separated by semicolons; save it separated by commas$")
+        "in.csv",
+        b"1;a, b;c\n",
+        Refused("row 1: separated by semicolons, wanted commas in .csv, tabs in .tsv; save it or name it so$"),
     ),
-    "tabs": File("in.csv", b"1\ta\tb\n", Refused("row 1: separated by tabs; save it .*, or call it .tsv")),
+    "tabs": File("in.csv", b"1\ta\tb\n", Refused("row 1: separated by tabs, wanted commas")),
     "bars": File("in.csv", b"class|title|description\n1|a|b\n", Refused("row 1: separated by bars")),
     "semicolons with a header": File(
         "in.csv", b"class;title;description\n1;a;b, c\n", Refused("separated by semicolons")
     ),
     "semicolons and quotation marks": File("in.csv", b'"1";"a";"b"\n', Refused("row 1: separated by semicolons")),
-    "tabs and quotation marks": File("in.csv", b'"1"\t"a"\t"b"\n', Refused("row 1: separated by tabs; .*call it .tsv")),
+    "tabs and quotation marks": File("in.csv", b'"1"\t"a"\t"b"\n', Refused("row 1: separated by tabs, wanted commas")),
     "semicolons, as Excel says": File("in.csv", b"sep=;\n1;a;b\n", Refused("row 1: separated by semicolons")),
-    "commas in .tsv": File("in.tsv", b"class,title,description\n1,a,b\n", Refused("separated by commas; call it .csv")),
-    "quoted commas in .tsv": File("in.tsv", b'"1","a","b"\n', Refused("separated by commas; call it .csv")),
+    "commas in .tsv": File(
+        "in.tsv", b"class,title,description\n1,a,b\n", Refused("separated by commas, wanted .*, tabs in .tsv")
+    ),
+    "quoted commas in .tsv": File("in.tsv", b'"1","a","b"\n', Refused("separated by commas, wanted .*, tabs in .tsv")),
     "a space before a quotation mark": File(
         "in.csv", b'1,"a","b"\n2, "c", "d"\n', Refused("row 2: a space before a quotation mark; remove it")
     ),
@@ -353,7 +357,7 @@ TEXT_FILES = {
         for suffixes, way_out in {
             (".jsonl.bz2", ".zip", ".csv.ZST", ".tar", ".tgz", ".7z", ".xz"): "compressed; unpack it first",
             (".xlsx", ".xls", ".XLSM", ".ods"): "a spreadsheet; save it as CSV, UTF-8, separated by commas",
-            (".ndjson",): ".*call it .jsonl",
+            (".ndjson",): ".*call the file .jsonl",
         }.items()
         for suffix in suffixes
     },
@@ -385,6 +389,7 @@ LABELLED_FILES = {
         "train.csv", b"Class Index,Title,Description\n3,a,b\n4,c,\n", [("a b", 2), ("c", 3)]
     ),
     "a label column": File("train.csv", b"text,label\na,0\nb,3\n", [("a", 0), ("b", 3)]),
+    "a quotation after a space": File("train.csv", b'1,"x","y"\n2," ""a"" b",c\n', [("x y", 0), ('"a" b c', 1)]),
     "names of classes": File("train.csv", b"label,text\nSci_Tech,a\nworld,b\n", [("a", 3), ("b", 0)]),
     "another name": File("train.csv", b"label,text\nWorld,a\nPolitics,b\n", Refused("row 3: class 'Politics', wanted 0, 1, 2")),
     "no label column": File("train.csv", b"text\na\n", Refused("row 1: columns 'text'; wanted one `label`, or one `class`")),

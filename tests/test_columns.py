@@ -133,24 +133,31 @@ def test_a_name_to_the_letter_goes_before_the_same_in_another_case(tmp_path):
         next(read_documents(path, id_column="Id"))
 
 
-@pytest.mark.parametrize("value", [None, 1.5, True])
+@pytest.mark.parametrize("value", [None, 1.5, True, ""])
 def test_an_id_that_is_none_is_refused_with_its_row(tmp_path, value):
     path = tmp_path / "in.jsonl"
     path.write_text(json.dumps({"id": 7, "text": "a"}) + "\n" + json.dumps({"id": value, "text": "b"}) + "\n")
-    with pytest.raises(InputError, match=r"line 2: id is \w+, wanted a string or a whole number"):
+    with pytest.raises(InputError, match=r"line 2: id is \S+, wanted a string or a whole number"):
         list(read_documents(path, id_column="id"))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_one_notice_names_the_columns_that_nobody_reads(tmp_path, suffix, caplog):
     path = write(tmp_path / f"in{suffix}", {"id": [5, 6], "label": [0, 1], "title": ["t", "u"], "text": ["a", "b"]})
-    assert read(path) == [("a", None), ("b", None)]
+    assert read(path) == read(path) == [("a", None), ("b", None)]
     (notice,) = caplog.records
     assert notice.levelno == logging.WARNING
     assert "columns not read: id, title; --text-column and --id-column name others" in notice.getMessage()
     caplog.clear()
     assert len(list(read_documents(path, text_columns=["title", "text"], id_column="id"))) == 2
     assert not caplog.records
+
+
+def test_objects_of_ever_other_columns_are_one_notice(tmp_path, caplog):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"text": "a", f"column {i}": i}) + "\n" for i in range(9)))
+    assert len(read(path)) == 9
+    assert [record.getMessage().count("column 0") for record in caplog.records] == [1]
 
 
 def test_numbers_without_names_are_read_in_our_order_and_it_is_said_once(tmp_path, caplog):

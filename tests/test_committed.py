@@ -13,7 +13,7 @@ from lora_helpers.errors import InputError
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
 from lora_helpers.pretraining.config import PretrainingConfig
-from lora_helpers.pretraining.run import RECORD
+from lora_helpers.pretraining.run import PRETRAINING_RECORD
 from lora_helpers.records import committed_runs, read_evidence, read_record
 from lora_helpers.training import run as training
 from lora_helpers.training import trainer
@@ -55,7 +55,7 @@ def test_the_base_knows_its_language():
 
 
 def test_the_base_was_pretrained_on_the_training_rows_of_mini_agnews_alone():
-    record = json.loads((CHECKPOINTS / "roberta-mini" / RECORD).read_text())
+    record = json.loads((CHECKPOINTS / "roberta-mini" / PRETRAINING_RECORD).read_text())
     assert record["data"]["sha256"] == read_record(CHECKPOINTS / "mini-agnews")["data"]["sha256"]["train"]
     assert record["config"] == vars(PretrainingConfig())
     losses = [row["eval_masked_loss"] for row in record["log"] if "eval_masked_loss" in row]

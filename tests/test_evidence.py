@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -12,6 +13,7 @@ from hub_repositories import SMALL, SMALL_PARAMETERS, build_base
 
 from lora_helpers import bases, checkpoints, records
 from lora_helpers.config import AG_NEWS, PROFILES, ROBERTA_BASE, get_profile
+from lora_helpers.data import load_split
 from lora_helpers.errors import CheckFailed
 from lora_helpers.evidence import rebuild, report, study
 from lora_helpers.files.manifests import read_manifest
@@ -189,3 +191,17 @@ def test_a_study_pairs_its_arms_by_seed(folders, monkeypatch):
     assert found["seeds"] == [1, 2, 3] and found["code"] == ["code aaaaaaaaaa, not committed"]
     assert found["variants"]["random-order"]["difference"] == pytest.approx(0.01)
     assert found["variants"]["random-order"]["interval"] == pytest.approx([0.01, 0.01])
+
+
+def test_scoring_again_changes_the_test_scores_of_a_record_and_nothing_else(tiny_run, tmp_path, monkeypatch):
+    run = tmp_path / "mini"
+    shutil.copytree(tiny_run, run)
+    before = records.read_record(run)
+    monkeypatch.setattr(rebuild, "committed_runs", lambda: [run])
+    rebuild.score_again()
+    after = dict(records.read_record(run))
+    scores = after.pop("test")
+    assert after == {key: value for key, value in before.items() if key != "test"}
+    labels = load_split("bundled", "test")["label"][:]
+    hits = sum(int(digit) == label for digit, label in zip(scores["predictions"], labels, strict=True))
+    assert scores["accuracy"] == hits / len(labels) and scores["code"].startswith("code ")

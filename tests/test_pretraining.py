@@ -4,8 +4,8 @@ import torch
 
 from lora_helpers.pretraining.batches import TokenBudgetBatches
 from lora_helpers.pretraining.config import PretrainingConfig
-from lora_helpers.pretraining.losses import MASK, losses, mask_tokens
-from lora_helpers.pretraining.start import build_model, count_words, initialise_embeddings
+from lora_helpers.pretraining.losses import MASK, compute_losses, mask_tokens
+from lora_helpers.pretraining.start import build_masked_model, count_words, initialise_embeddings
 
 SMALL = PretrainingConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_length=64)
 
@@ -39,9 +39,23 @@ def test_batches_are_a_function_of_seed_and_epoch_with_a_constant_count():
     assert sorted(i for batch in second for i in batch) == list(range(500))
 
 
+def test_tokens_are_counted_over_epochs():
+    from lora_helpers.pretraining.run import _count_tokens
+
+    batches = TokenBudgetBatches(np.random.default_rng(0).integers(10, 100, size=50), 512, seed=0)
+    seen = 0
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        for number, batch in enumerate(batches):
+            seen += int(batches.lengths[batch].sum())
+            steps = epoch * len(batches) + number + 1
+            assert _count_tokens(batches, steps) == {"an_epoch": int(batches.lengths.sum()), "seen": seen}
+            batches.set_epoch(epoch)
+
+
 def test_embeddings_begin_with_words_of_a_topic_side_by_side(rows):
     torch.manual_seed(0)
-    model = build_model(SMALL)
+    model = build_masked_model(SMALL)
     initialise_embeddings(model, count_words(rows, SMALL.vocab_size), SMALL)
     vectors = torch.nn.functional.normalize(model.get_input_embeddings().weight[5:285].detach(), dim=1)
     similarity = (vectors @ vectors.T).view(4, 70, 4, 70).mean(dim=(1, 3))
@@ -51,13 +65,13 @@ def test_embeddings_begin_with_words_of_a_topic_side_by_side(rows):
 
 def test_the_losses_fall_when_trained(rows):
     torch.manual_seed(0)
-    model = build_model(SMALL)
+    model = build_masked_model(SMALL)
     words = count_words(rows, SMALL.vocab_size)
     idf = torch.from_numpy(words.idf)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []
     for _ in range(60):
-        found = losses(model, rows[::7], idf, SMALL, halves=True)
+        found = compute_losses(model, rows[::7], idf, SMALL, halves=True)
         assert set(found) == {"masked", "words", "contrast"}
         sum(found.values()).backward()
         optimizer.step()
@@ -76,7 +90,7 @@ def test_a_stopped_pretraining_resumes_to_the_same_weights(tmp_path):
     from lora_helpers.config import get_profile
     from lora_helpers.errors import InputError
     from lora_helpers.model import build_model
-    from lora_helpers.pretraining.run import RECORD, pretrain
+    from lora_helpers.pretraining.run import PRETRAINING_RECORD, pretrain
 
     config = PretrainingConfig(
         profile="mini", vocab_size=1000, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
@@ -101,7 +115,7 @@ def test_a_stopped_pretraining_resumes_to_the_same_weights(tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     losses_of = [[row.get("masked_loss") for row in r["log"]] for r in (record, again)]
     assert losses_of[0] == losses_of[1]
-    assert json.loads((tmp_path / "whole" / RECORD).read_text()) == record
+    assert json.loads((tmp_path / "whole" / PRETRAINING_RECORD).read_text()) == record
     model, _ = build_model(get_profile("mini", base_model=str(tmp_path / "whole")))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     shutil.copytree(keep, tmp_path / "other" / "work")

@@ -18,7 +18,7 @@ FEATURES = {
     "words and pairs of words": {"sublinear_tf": True, "ngram_range": (1, 2)},
     "2 to 5 characters": {"sublinear_tf": True, "analyzer": "char_wb", "ngram_range": (2, 5), "min_df": 2},
 }
-STRENGTHS = {"linear SVM": (0.1, 0.3, 1.0), "logistic regression": (3.0, 10.0, 30.0)}  # C, inverse of the penalty
+STRENGTHS = {"linear SVM": (0.1, 0.3, 1.0, 3.0), "logistic regression": (3.0, 10.0, 30.0)}  # C, inverse of the penalty
 
 
 def measure_baselines(profiles: tuple[str, ...] = ("mini", "mini-agnews", "mpnet-base")) -> dict[str, dict]:

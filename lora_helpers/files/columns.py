@@ -9,15 +9,15 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ..config import LABELS
 from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
-WITHOUT_HEADER = ("class", "title", "description")  # the columns of a CSV file as AG News' authors publish it
-TEXT = (("text",), ("title", "description"))  # what holds the text
-LABEL = {("label",): 0, ("class",): 1, ("class index",): 1}  # what holds the label, and its number for the first class
+TEXT = (("text",), ("title", "description"))  # the columns that make the text
+LABEL = {("label",): 0, ("class",): 1, ("class index",): 1}  # the one that holds the label -> its number of World
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Columns:
     id: str | None
     labelled: bool
     digits: bool  # numbers come as strings of digits, as in CSV
-    first: int = 0  # the number of the first class in the label column
+    first: int = 0  # the label column's number of World
     said: set[str] = field(default_factory=set)
 
     def choose(self, names: Sequence[str], where: str) -> list[int]:
@@ -46,18 +46,20 @@ class Columns:
         Raises:
             InputError: one of them is not there exactly once; `where` says in which file and row.
         """
-        chosen, text = [], [tuple(self.text)] if self.text else TEXT
-        for ways in (LABEL if self.labelled else (), [(self.id,)] if self.id else (), text):
+        hint = "" if self.labelled else "; --text-column and --id-column name others"
+        text, chosen = [tuple(self.text)] if self.text else TEXT, []
+        for ways in [LABEL] * self.labelled + [[(self.id,)]] * bool(self.id) + [text]:
             found = {way: places for way in ways if None not in (places := [_place(names, name) for name in way])}
-            if ways and (not found or (ways is LABEL and len(found) > 1)):
+            if not found or (ways is LABEL and len(found) > 1):
                 wanted = ", or ".join(" and ".join(f"one `{name}`" for name in way) for way in ways)
-                raise InputError(f"{where}: columns {', '.join(names)[:80]!r}; wanted {wanted}{self._way_out()}")
-            for way, places in list(found.items())[:1]:
-                chosen += places
-                self.first = LABEL.get(way, self.first)
+                raise InputError(f"{where}: columns {', '.join(names)[:80]!r}; wanted {wanted}{hint}")
+            way, places = next(iter(found.items()))
+            chosen += places
+            if ways is LABEL:
+                self.first = LABEL[way]
         rest = [name for i, name in enumerate(names) if i not in chosen and (_plain(name),) not in {("",), *LABEL}]
         if rest:
-            self._say("rest", f"{where}: columns not read: {', '.join(rest)}{self._way_out()}")
+            self._say("rest", f"{where}: columns not read: {', '.join(rest)}{hint}")
         return chosen
 
     def document(self, number: int, values: Sequence, where: str) -> Document:
@@ -65,8 +67,8 @@ class Columns:
         values = list(values)
         label = self._label(values.pop(0), where) if self.labelled else None
         id = values.pop(0) if self.id else number
-        if type(id) not in (int, str):
-            raise InputError(f"{where}: {self.id} is {type(id).__name__}, wanted a string or a whole number; fill it")
+        if type(id) not in (int, str) or id == "":
+            raise InputError(f"{where}: {self.id} is {id!r:.40}, wanted a string or a whole number; fill it")
         for value in values:
             if not isinstance(value, str):
                 raise InputError(f"{where}: the text is {type(value).__name__}, wanted a string; drop or fill it")
@@ -74,14 +76,12 @@ class Columns:
 
     def _label(self, value, where: str) -> int:
         """The class, 0-3, of a name, or of a number as the label column counts."""
-        if isinstance(value, str) and _plain_class(value) in _CLASSES:
-            return _CLASSES[_plain_class(value)]
-        number = int(value) if self.digits and value in _DIGITS else value
-        if type(number) is not int or number - self.first not in range(len(LABELS)):
-            *numbers, last = range(self.first, self.first + len(LABELS))
-            raise InputError(
-                f"{where}: class {value!r:.40}, wanted {', '.join(map(str, numbers))} or {last}, or {', '.join(LABELS)}"
-            )
+        if isinstance(value, str) and _plain(value) in _CLASSES:
+            return _CLASSES[_plain(value)]
+        number = int(value) if self.digits and value in ("0", "1", "2", "3", "4") else value
+        if type(number) is not int or not 0 <= number - self.first < len(LABELS):
+            numbers = "1, 2, 3 or 4" if self.first else "0, 1, 2 or 3"
+            raise InputError(f"{where}: class {value!r:.40}, wanted {numbers}, or {', '.join(LABELS)}; mend or drop it")
         if self.first == 0:
             self._say("order", f"{where}: classes without names; 0, 1, 2, 3 are read as {', '.join(LABELS)}")
         return number - self.first
@@ -89,14 +89,17 @@ class Columns:
     def _say(self, what: str, notice: str) -> None:
         if what not in self.said:
             self.said.add(what)
-            logger.warning(notice)
+            _warn(notice)
 
-    def _way_out(self) -> str:
-        return "; --text-column and --id-column name others" if not self.labelled else "; rename what is meant"
+
+@lru_cache(maxsize=100)
+def _warn(notice: str) -> None:
+    """Once: who reads a file first to count its rows and then to label them hears of it once."""
+    logger.warning(notice)
 
 
 def _place(names: Sequence[str], wanted: str) -> int | None:
-    """The column called `wanted`, to the letter or else in any case, with `_` or a blank; None unless it is one."""
+    """The column called `wanted`, to the letter or else plainly spelt the same; None unless it is one."""
     for spelling in (str, _plain):
         found = [i for i, name in enumerate(names) if spelling(name) == spelling(wanted)]
         if found:
@@ -105,12 +108,8 @@ def _place(names: Sequence[str], wanted: str) -> int | None:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_]+", " ", name.strip().lower())
+    """A name in any case, its words apart by blanks, `_`, `-` or `/`."""
+    return re.sub(r"[\s_/-]+", " ", name.strip().lower())
 
 
-def _plain_class(name: str) -> str:
-    return re.sub(r"[\s/_-]+", "/", name.strip().lower())
-
-
-_CLASSES = {_plain_class(name): label for label, name in enumerate(LABELS)}
-_DIGITS = frozenset("01234")
+_CLASSES = {_plain(name): label for label, name in enumerate(LABELS)}

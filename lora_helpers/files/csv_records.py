@@ -11,20 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LONGEST_FIELD = 2**31 - 1  # characters: the most that a C long holds on every platform
-SEPARATED = {
-    ";": "separated by semicolons; save it separated by commas",
-    "|": "separated by bars; save it separated by commas",
-    "\t": "separated by tabs; save it separated by commas, or call it .tsv",
-    ",": "separated by commas; call it .csv",
-}
+MARKS = {";": "semicolons", "|": "bars", "\t": "tabs", ",": "commas"}
 
 
 def csv_records(path: Path) -> Iterator[list[str]]:
     """The fields of each record, of any length; records end in LF, CRLF or CR.
 
-    Raises:
-        csv.Error: a record is not quoted as it should be; the message says what to do.
-        OSError, UnicodeDecodeError: the file cannot be read as text.
+    Raises: csv.Error, with what to do: a record is not quoted as it should be, or the first is separated otherwise.
     """
     csv.field_size_limit(LONGEST_FIELD)
     form = {"strict": True, "delimiter": "\t" if path.suffix.lower() == ".tsv" else ","}
@@ -36,32 +29,35 @@ def csv_records(path: Path) -> Iterator[list[str]]:
             try:
                 record = next(records, None)
             except csv.Error as error:
-                raise csv.Error(_cause("".join(lines), path) or f"{error}; check the quotation marks") from error
+                cause = _cause("".join(lines), form["delimiter"]) or f"{error}; check the quotation marks"
+                raise csv.Error(cause) from error
             if record is None:
                 return
-            if any(field[:1] == " " and field.lstrip(" ")[:1] == '"' for field in record):
-                _require_wholly_quoted(record, csv.reader(lines, **form, skipinitialspace=True))
+            is_first = records.line_num == len(lines)
+            if is_first and (separated := _separated("".join(record[:1]), form["delimiter"])):
+                raise csv.Error(separated)
+            if any(re.match(' +"', field) for field in record) and not _is_quoted_wholly(record, lines, form):
+                raise csv.Error("a space before a quotation mark; remove it, so that it follows the separator at once")
             yield record
 
 
-def separated_otherwise(path: Path, text: str) -> str | None:
-    """What to do about a file that is separated by another mark than its name says, if `text` holds one."""
-    own = "\t" if path.suffix.lower() == ".tsv" else ","
-    return next((advice for mark, advice in SEPARATED.items() if mark in text and mark != own), None)
-
-
-def _require_wholly_quoted(record: list[str], skipping_spaces: Iterator[list[str]]) -> None:
-    """A text that begins with a space and a mark was quoted as a whole if skipping spaces before fields leaves it alone."""
+def _is_quoted_wholly(record: list[str], lines: list[str], form: dict) -> bool:
+    """Whether skipping spaces before fields leaves the texts as they are, as it does where quotation marks enclose them."""
     try:
-        again = next(skipping_spaces)
+        again = next(csv.reader(lines, **form, skipinitialspace=True))
     except csv.Error:
-        again = []
-    if [field.lstrip(" ") for field in again] != [field.lstrip(" ") for field in record]:
-        raise csv.Error("a space before a quotation mark; remove it, so that the mark follows the separator at once")
+        return False
+    return [field.lstrip(" ") for field in again] == [field.lstrip(" ") for field in record]
 
 
-def _cause(lines: str, path: Path) -> str | None:
+def _cause(lines: str, delimiter: str) -> str | None:
     if '\\"' in lines:
         return 'quotation marks escaped by backslashes; double them ("") instead'
     after_first_field = re.match(r'"[^"]*" *(.)', lines)
-    return separated_otherwise(path, after_first_field[1]) if after_first_field else None
+    return _separated(after_first_field[1], delimiter) if after_first_field else None
+
+
+def _separated(text: str, delimiter: str) -> str | None:
+    """What to do about a file that is separated by another mark than its name says, if `text` holds one."""
+    found = [name for mark, name in MARKS.items() if mark in text and mark != delimiter]
+    return f"separated by {found[0]}, wanted commas in .csv, tabs in .tsv; save it or name it so" if found else None

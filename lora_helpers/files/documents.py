@@ -11,11 +11,10 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from ..errors import InputError, first_line
-from .columns import WITHOUT_HEADER, Columns, Document
-from .csv_records import csv_records, separated_otherwise
+from .columns import Columns, Document
+from .csv_records import csv_records
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -25,10 +24,8 @@ WAYS_OUT = {
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"), "compressed; unpack it first"),
     **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "a spreadsheet; save it as CSV, UTF-8, separated by commas"),
     ".json": "one JSON document; write one object a line and call the file .jsonl",
-    ".ndjson": "if it holds one JSON object a line, call it .jsonl",
+    ".ndjson": "JSON lines under another name; call the file .jsonl",
 }
-Row = TypeVar("Row")
-Choose = Callable[[Sequence[str], str], list[int]]  # names of all columns, and where they stand -> places of the wanted
 
 
 def read_documents(
@@ -36,26 +33,22 @@ def read_documents(
 ) -> Iterator[Document]:
     """Yield each row of a .csv, .tsv, .jsonl, .parquet or .txt file as a `Document`, in file order.
 
-    The text is a column `text`, or `title` and `description` joined by a blank; the label, read if `labelled`, is
-    `label` (0-3, or a class's name) or `class` or `class index` (1-4). Case does not count, nor `_` for a blank.
-    A CSV file may come without a header, as class, title, description. Text: one document a line, blank ones included.
+    The text is the column `text`, or `title` and `description` joined by a blank, or else `text_columns`; the id is the
+    place in the file, from 0, or what `id_column` holds. The label, read if `labelled`, is `label` (0-3, or a class's
+    name) or `class` or `class index` (1-4). A CSV file may come without a header, as class, title, description.
+    A text file holds one document a line, blank ones included.
 
     A row that is not as described ends the reading: the whole file is refused and the row is named, since a guess
     or a gap would move every label after it. An odd text (empty, a NUL, emoji, half a surrogate pair) is a document.
 
-    Args:
-        text_columns: the columns that make the text instead, joined by a blank.
-        id_column: the column that holds each document's id; without it the id is the place in the file, from 0.
-
-    Raises:
-        InputError: missing or empty file, unknown format, or a row that is not as described; its number is named.
+    Raises: InputError: missing or empty file, unknown format, or a row that is not as described, with its number.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in READERS:
         unknown = f"unknown format {path.suffix!r}, wanted one of {', '.join(READERS)}"
         raise InputError(f"{path}: {WAYS_OUT.get(suffix, unknown)}")
-    columns = Columns(text=text_columns or (), id=id_column, labelled=labelled, digits=suffix in (".csv", ".tsv"))
+    columns = Columns(text_columns or (), id_column, labelled, digits=suffix in (".csv", ".tsv"))
     document = None
     for number, (where, values) in enumerate(READERS[suffix](path, columns.choose)):
         document = columns.document(number, values, where)
@@ -80,12 +73,8 @@ def class_names(schema) -> dict[str, list[str]]:
     return {column: each for column, each in names.items() if each != [str(i) for i in range(len(each))]}
 
 
-def _numbered(path: Path, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
-    """The rows of the file `path` with their numbers, from 1.
-
-    Raises:
-        InputError: the file is missing, is no regular file, cannot be read, is not UTF-8, or breaks off in a quotation.
-    """
+def _numbered(path: Path, rows: Iterable, of: str = "row") -> Iterator[tuple[str, object]]:
+    """The rows of the file `path`, each with where it stands: the file's name and its number, from 1."""
     if not os.path.isfile(path):
         found = next((words for is_it, words in _NO_FILES if is_it(path)), "no such file")
         raise InputError(f"{path}: {found}; give a file of rows ({', '.join(READERS)})")
@@ -94,7 +83,7 @@ def _numbered(path: Path, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
         if is_lfs_pointer(path):
             raise InputError(f"{path}: {FETCH_LFS}")
         for number, row in enumerate(rows, start=1):
-            yield number, row
+            yield f"{path}, {of} {number}", row
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}, line {_first_bad_line(path)}: not UTF-8 ({error.reason} 0x{error.object[error.start]:02x});"
@@ -106,25 +95,20 @@ def _numbered(path: Path, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
         raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)}); check the file") from error
 
 
-def _csv_rows(path: Path, choose: Choose) -> Iterator[tuple[str, list[str]]]:
-    header, columns, width, empty = None, [], 0, ""
-    for number, row in _numbered(path, csv_records(path)):
-        where = f"{path}, row {number}"
+def _csv_rows(path: Path, choose: Callable) -> Iterator[tuple[str, list[str]]]:
+    header, columns, width, empty = None, None, 0, ""
+    for where, row in _numbered(path, csv_records(path)):
         if not row or (len(row) == 1 < width and not row[0].strip()):
             empty = empty or where
             continue
         if empty:
             raise InputError(f"{empty}: 0 columns, wanted {width or len(row)}; remove the empty line")
-        if not columns:
-            if len(row) != 3 or row[0] not in _CLASSES:
-                header = [_bare(name) for name in row]
-            try:
-                columns, width = choose(row if header else WITHOUT_HEADER, where), len(row)
-            except InputError:
-                if cause := separated_otherwise(path, row[0]):
-                    raise InputError(f"{where}: {cause}") from None
-                raise
-            if header:
+        if columns is None:
+            width = len(row)
+            if width == 3 and row[0] in _CLASSES:  # as AG News' authors publish it
+                columns = choose(("class", "title", "description"), where)
+            else:
+                header, columns = [_bare(name) for name in row], choose(row, where)
                 continue
         if len(row) != width:
             raise InputError(f"{where}: {len(row)} columns, wanted {width} as in row 1; mend the row")
@@ -136,18 +120,16 @@ def _csv_rows(path: Path, choose: Choose) -> Iterator[tuple[str, list[str]]]:
 
 
 def _bare(name: str) -> str:
-    """A column's name for comparison; in the middle of a file it may carry a byte-order mark, with the quotes behind it."""
+    """A column's name for comparison; in the middle of a file it may carry a byte-order mark and the quotes behind it."""
     return name.strip(' \ufeff"').lower()
 
 
-def _parquet_rows(path: Path, choose: Choose) -> Iterator[tuple[str, list]]:
-    rows = (row for batch in _parquet_batches(path, choose) for row in zip(*batch, strict=True))
-    for number, row in _numbered(path, rows):
-        yield f"{path}, row {number}", row
+def _parquet_rows(path: Path, choose: Callable) -> Iterator[tuple[str, tuple]]:
+    yield from _numbered(path, _parquet_values(path, choose))
 
 
-def _parquet_batches(path: Path, choose: Choose) -> Iterator[list[list]]:
-    """The wanted columns of some rows at a time; where the schema names the numbers of a column, their names."""
+def _parquet_values(path: Path, choose: Callable) -> Iterator[tuple]:
+    """The values in the wanted columns, row by row; where the schema names the numbers of a column, the names."""
     import pyarrow
     import pyarrow.parquet
 
@@ -160,17 +142,16 @@ def _parquet_batches(path: Path, choose: Choose) -> Iterator[list[list]]:
                 values = {column: batch.column(column).to_pylist() for column in wanted}
                 for column in classes.keys() & values.keys():
                     values[column] = [classes[column].get(i, f"{i}, which has no name") for i in values[column]]
-                yield [values[column] for column in wanted]
+                yield from zip(*(values[column] for column in wanted), strict=True)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a whole parquet file ({first_line(error)}); make or fetch it again") from error
 
 
-def _json_rows(path: Path, choose: Choose) -> Iterator[tuple[str, list]]:
+def _json_rows(path: Path, choose: Callable) -> Iterator[tuple[str, list]]:
     names, columns = None, []
-    for number, line in _numbered(path, _lines(path, newline=None)):
+    for where, line in _numbered(path, _lines(path, newline=None), "line"):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
         try:
             found = json.loads(line, object_pairs_hook=tuple)  # JSON has no tuples: what becomes one was an object
         except (ValueError, RecursionError) as error:
@@ -184,13 +165,13 @@ def _json_rows(path: Path, choose: Choose) -> Iterator[tuple[str, list]]:
         yield where, [found[column][1] for column in columns]
 
 
-def _text_rows(path: Path, choose: Choose) -> Iterator[tuple[str, list[str]]]:
+def _text_rows(path: Path, choose: Callable) -> Iterator[tuple[str, list[str]]]:
     columns = choose(["text"], str(path))
-    for number, line in _numbered(path, _lines(path, newline="\n")):
+    for where, line in _numbered(path, _lines(path, newline="\n"), "line"):
         text = line.removesuffix("\n").removesuffix("\r").removeprefix("\ufeff")  # of joined files
         if "\r" in text:
-            raise InputError(f"{path}, line {number}: a carriage return inside; wanted lines that end in LF or CRLF")
-        yield f"{path}, line {number}", [text for _ in columns]
+            raise InputError(f"{where}: a carriage return inside; wanted lines that end in LF or CRLF")
+        yield where, [text for _ in columns]
 
 
 def _lines(path: Path, *, newline: str | None) -> Iterator[str]:
@@ -205,7 +186,7 @@ def _first_bad_line(path: Path) -> int:
 
 
 READERS = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows, ".txt": _text_rows}
-_CLASSES = frozenset("1234")
+_CLASSES = ("1", "2", "3", "4")
 _NO_FILES = (
     (os.path.isdir, "a folder, not a file"),
     (os.path.exists, "a pipe or a device, not a file"),

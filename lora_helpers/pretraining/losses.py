@@ -1,6 +1,6 @@
 """What the bundled base learns from: masked tokens, the words of the document, which halves belong together.
 
-`pretraining` sums the three; nothing else uses them.
+`trainer` sums the three; nothing else uses them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def mask_tokens(ids, share: float):
     return torch.where(masked & (fate >= 0.9), torch.randint_like(ids, len(SPECIAL_TOKENS), ids.max() + 1), ids), masked
 
 
-def losses(model, documents: list[list[int]], idf, config: PretrainingConfig, *, halves: bool) -> dict:
+def compute_losses(model, documents: list[list[int]], idf, config: PretrainingConfig, *, halves: bool) -> dict:
     """The losses of one batch: `masked`, `words` and, with `halves`, `contrast`; each a scalar in nats.
 
     Args:

@@ -31,7 +31,8 @@ def train_tokenizer(texts, config: PretrainingConfig, folder: Path):
     return RobertaTokenizer.from_pretrained(folder, model_max_length=config.max_length, trust_remote_code=False)
 
 
-def build_model(config: PretrainingConfig):
+def build_masked_model(config: PretrainingConfig):
+    """The shape of `config` with random weights, and a head for masked tokens."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
     shape = RobertaConfig(
@@ -57,6 +58,7 @@ class WordCounts:
 
 
 def count_words(rows: list[list[int]], vocab_size: int) -> WordCounts:
+    """Of token ids by document: how often each stands there, weighed by how rare it is."""
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfTransformer
 

@@ -1,0 +1,89 @@
+"""The Trainer of a pretraining: batches by tokens, and three self-supervised losses.
+
+Masked language modelling; the words of the whole document from its `<s>` vector (masked language modelling alone never
+trains `<s>`, and the classification head reads nothing else); and, in every second batch, telling which two halves
+belong to one document by their `<s>` vectors. `run` imports this when it begins, since it loads transformers.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Trainer
+
+from ..batching import batches_by_tokens
+from ..training.arguments import OneDeviceArguments
+from .batches import TokenBudgetBatches
+from .config import PretrainingConfig
+from .losses import compute_losses
+
+SAME_NAME = ("max_steps", "learning_rate", "warmup_steps", "weight_decay", "eval_steps", "save_steps", "seed")
+
+
+class PretrainingTrainer(Trainer):
+    """The stock Trainer on token ids of documents, `rows` and `validation`; `idf` is <float32>[vocabulary]."""
+
+    def __init__(self, config: PretrainingConfig, work_dir: Path, model, *, rows, validation, idf: np.ndarray):
+        arguments = OneDeviceArguments(
+            output_dir=str(work_dir),
+            **{name: getattr(config, name) for name in SAME_NAME},
+            adam_beta2=0.98,
+            adam_epsilon=1e-6,
+            logging_steps=config.eval_steps,
+            eval_strategy="steps",
+            save_total_limit=2,
+            optim="adamw_torch_fused",
+            remove_unused_columns=False,
+            logging_nan_inf_filter=False,
+            disable_tqdm=False,  # a bar with the time left, whatever the verbosity of transformers
+            report_to="none",
+        )
+        super().__init__(model, arguments, train_dataset=rows, eval_dataset=validation)
+        self.config, self.sums, self.lap = config, {}, time.monotonic()
+        self.batches = TokenBudgetBatches([len(row) + 2 for row in rows], config.batch_tokens, config.seed)
+        self.quiz = batches_by_tokens([len(row) + 2 for row in validation], 4 * config.batch_tokens)
+        self.idf = torch.from_numpy(idf).to(arguments.device)
+
+    def get_train_dataloader(self):
+        loader = torch.utils.data.DataLoader(
+            self.train_dataset, batch_sampler=self.batches, collate_fn=lambda batch: {"rows": batch}
+        )
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The weighted sum of the losses, scalar; halves by the step, so that a resumed run does the same."""
+        config, halves = self.config, self.state.global_step % 2 == 1
+        found = compute_losses(model, inputs["rows"], self.idf, config, halves=halves)
+        for name, loss in found.items():
+            self.sums[name] = self.sums.get(name, 0.0) + loss.item()
+        loss = found["masked"] + config.words_weight * found["words"]
+        return loss + config.contrast_weight * found.get("contrast", 0.0)
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            step, every = self.state.global_step, self.config.eval_steps
+            steps = {"masked": every, "words": every, "contrast": step // 2 - (step - every) // 2}
+            before = [row["seconds"] for row in self.state.log_history if "seconds" in row][-1:] or [0.0]
+            logs["seconds"] = before[0] + time.monotonic() - self.lap
+            self.lap = time.monotonic()
+            logs |= {f"{name}_loss": total / steps[name] for name, total in self.sums.items()}
+            self.sums = {}
+        super().log(logs, start_time)
+
+    def evaluate(self, *arguments, **named):
+        """The losses on validation text, documents whole, with the same masks every time."""
+        with torch.random.fork_rng(), torch.inference_mode():
+            torch.manual_seed(self.config.seed)
+            self.model.eval()
+            each = [
+                compute_losses(self.model, [self.eval_dataset[i] for i in batch], self.idf, self.config, halves=False)
+                for batch in self.quiz
+            ]
+            self.model.train()
+        metrics = {f"eval_{name}_loss": float(np.mean([found[name].item() for found in each])) for name in each[0]}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
