@@ -88,7 +88,7 @@ def evaluate(checkpoint, data, split, json_file) -> None:
     'checkpoints/mini-agnews/checkpoint-2400 "Oil prices rise as stocks fall"',
     CHECKPOINT | {
         "texts": {"nargs": "*", "metavar": "TEXT", "help": "what to label; - reads a text a line from standard input"},
-        "--input": {"type": Path, "metavar": "FILE", "help": "label these texts: .csv, .jsonl, .parquet or .txt"},
+        "--input": {"type": Path, "metavar": "FILE", "help": "label these texts: .csv, .tsv, .jsonl, .parquet, .txt"},
         "--output": {"type": Path, "metavar": "FILE.csv", "help": "where the labels of --input go, as ID,Label"},
         "--json": {"dest": "as_json", "action": "store_true", "help": "print one JSON object a TEXT, a line each"},
         "--probabilities": {"action": "store_true", "help": "one more column a class; a file gets LabelName too"},
