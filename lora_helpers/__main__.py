@@ -13,7 +13,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from .command_line import command, main
-from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, LABELS, PROFILES, RunConfig, get_profile
+from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, RunConfig, get_profile
 from .errors import InputError, Stopped
 from .files.places import REPOSITORY, RUNS
 
@@ -31,22 +31,19 @@ CHECKPOINT = {"checkpoint": {"type": Path, "metavar": "CHECKPOINT", "help": "e.g
 JSON = {"--json": {"dest": "json_file", "type": _new_file, "metavar": "FILE", "help": "write the numbers there too"}}
 
 
-@command(
-    "mini --max-steps 60 --eval-steps 20 --save-steps 20 --seed 3",
-    {
-        "profile": {"metavar": "PROFILE", "help": ", ".join(PROFILES)},
-        "--output-dir": {"type": Path, "metavar": "DIR", "help": "default: the next free checkpoints/runs/PROFILE-N"},
-        "--resume": {"action": "store_true", "help": "continue the newest whole checkpoint of --output-dir"},
-        "--resume-from": {"type": Path, "metavar": "CHECKPOINT", "help": "continue it into a new folder"},
-        "--allow-other-data": {"action": "store_true", "help": "resume although the data differ"},
-    },
-    defaults=lambda words: next((PROFILES[word] for word in words if word in PROFILES), RunConfig()),
-)
-def train(profile, output_dir, resume, resume_from, allow_other_data, **fields) -> None:
+@command("mini --max-steps 60 --eval-steps 20 --save-steps 20 --seed 3", {
+    "profile": {"metavar": "PROFILE", "help": ", ".join(PROFILES)},
+    "--output-dir": {"type": Path, "metavar": "DIR", "help": "default: the next free checkpoints/runs/PROFILE-N"},
+    "--resume": {"action": "store_true", "help": "continue the newest whole checkpoint of --output-dir"},
+    "--resume-from": {"type": Path, "metavar": "CHECKPOINT", "help": "continue it into a new folder"},
+    "--warm-start": {"type": Path, "metavar": "CHECKPOINT", "help": "begin a new run with its weights alone"},
+    "--allow-other-data": {"action": "store_true", "help": "resume although the data differ"},
+}, defaults=lambda words: next((PROFILES[word] for word in words if word in PROFILES), RunConfig()))  # fmt: skip
+def train(profile, output_dir, allow_other_data, resume, resume_from, warm_start, **fields) -> None:
     """Fine-tune a profile. On two CPU cores mini takes about a minute, mini-agnews some; the others want a GPU."""
     config = get_profile(profile, **fields)
-    if resume and resume_from:
-        raise InputError("--resume and --resume-from: give one of them")
+    if sum(map(bool, (resume, resume_from, warm_start))) > 1:
+        raise InputError("--resume, --resume-from and --warm-start: give one of them")
     if resume and not output_dir:
         raise InputError("--resume continues the run of a folder; name it with --output-dir")
     from .processes import leads
@@ -54,19 +51,17 @@ def train(profile, output_dir, resume, resume_from, allow_other_data, **fields) 
     from .training.run import next_run_dir, train
 
     output_dir = output_dir or next_run_dir(config.profile)
-    record = train(config, output_dir, resume=resume, resume_from=resume_from, allow_other_data=allow_other_data)
+    start = {"resume": resume, "resume_from": resume_from, "warm_start": warm_start}
+    record = train(config, output_dir, **start, allow_other_data=allow_other_data)
     last = validation_rows(record)[-1]
     if leads():
         print(f"{output_dir}: step {last['step']}, validation accuracy {last['eval_accuracy']:.4f}")
 
 
-@command(
-    "checkpoints/mini/checkpoint-300 --data bundled --json scores.json",
-    CHECKPOINT | {
-        "--data": {"default": BUNDLED, "metavar": "hub|bundled|DIR", "help": "default: bundled"},
-        "--split": {"default": "test", "choices": ("train", "validation", "test"), "help": "default: test"},
-    } | JSON,
-)  # fmt: skip
+@command("checkpoints/mini/checkpoint-300 --data bundled --json scores.json", CHECKPOINT | {
+    "--data": {"default": BUNDLED, "metavar": "hub|bundled|DIR", "help": "default: bundled"},
+    "--split": {"default": "test", "choices": ("train", "validation", "test"), "help": "default: test"},
+} | JSON)  # fmt: skip
 def evaluate(checkpoint, data, split, json_file) -> None:
     """Score a checkpoint on labelled rows. The bundled rows take seconds, those of AG News' test about a minute."""
     from .data import load_split
@@ -76,7 +71,8 @@ def evaluate(checkpoint, data, split, json_file) -> None:
         raise InputError(f"--data is {data!r}, wanted hub, bundled or a folder with {split}.csv")
     rows = load_split(AG_NEWS, split, AG_NEWS_REVISION) if data == "hub" else load_split(data, split, None)
     scores = evaluate_classifier(_load(checkpoint), rows)
-    _write(json_file, scores)
+    if json_file:
+        json_file.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     low, high = scores["interval"]
     print(f"accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, {scores['examples']} rows)")
     print(f"macro F1 {scores['macro_f1']:.4f}, expected calibration error {scores['calibration']['ece']:.4f}")
@@ -84,49 +80,44 @@ def evaluate(checkpoint, data, split, json_file) -> None:
         print(f"{label:9} precision {each['precision']:.4f}  recall {each['recall']:.4f}  F1 {each['f1']:.4f}")
 
 
-@command(
-    'checkpoints/mini-agnews/checkpoint-2400 "Oil prices rise as stocks fall"',
-    CHECKPOINT | {
-        "texts": {"nargs": "*", "metavar": "TEXT", "help": "what to label; - reads a text a line from standard input"},
-        "--input": {"type": Path, "metavar": "FILE", "help": "label these texts: .csv, .tsv, .jsonl, .parquet, .txt"},
-        "--output": {"type": Path, "metavar": "FILE.csv", "help": "where the labels of --input go, as ID,Label"},
-        "--json": {"dest": "as_json", "action": "store_true", "help": "print one JSON object a TEXT, a line each"},
-        "--probabilities": {"action": "store_true", "help": "one more column a class; a file gets LabelName too"},
-    },
-)  # fmt: skip
-def predict(checkpoint, texts, input, output, as_json, probabilities) -> None:
+@command('checkpoints/mini-agnews/checkpoint-2400 "Oil prices rise as stocks fall"', CHECKPOINT | {
+    "texts": {"nargs": "*", "metavar": "TEXT", "help": "what to label; - reads a text a line from standard input"},
+    "--input": {"type": Path, "metavar": "FILE", "help": "label these texts: .csv, .tsv, .jsonl, .parquet, .txt"},
+    "--output": {"type": Path, "metavar": "FILE.csv", "help": "where the labels of --input go, as ID,Label"},
+    "--text-column": {"metavar": "NAME[,NAME]", "help": "which columns of --input make the text"},
+    "--id-column": {"metavar": "NAME", "help": "the column of --input that becomes ID"},
+    "--json": {"dest": "as_json", "action": "store_true", "help": "print one JSON object a TEXT, a line each"},
+    "--probabilities": {"action": "store_true", "help": "one more column a class; a file gets LabelName too"},
+    "--precision": {"default": "float32", "metavar": "float32|bfloat16|int8", "help": "the last two are faster, not exact"},
+})  # fmt: skip
+def predict(checkpoint, texts, input, output, text_column, id_column, as_json, probabilities, precision) -> None:
     """Label texts, or a file of texts. With the bundled base two CPU cores label some hundred rows a second."""
-    if bool(texts) == bool(input) or bool(input) != bool(output) or (input and as_json):
-        raise InputError("predict: give either texts, or --input FILE with --output FILE.csv and without --json")
+    if bool(texts) == bool(input) or bool(input) != bool(output):
+        raise InputError("predict: give either texts, or --input FILE with --output FILE.csv")
+    if as_json if input else text_column or id_column:
+        raise InputError("predict: --json goes with texts, --text-column and --id-column with --input")
     if texts == ["-"]:
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")  # what is not UTF-8 is noticed later
         texts = [line.rstrip("\r\n") for line in sys.stdin]
-    classifier = _load(checkpoint)
+    classifier = _load(checkpoint, precision=precision)
     if input:
-        count = classifier.predict_file(input, output, probabilities=probabilities)
+        columns = {"text_columns": text_column and text_column.split(","), "id_column": id_column}
+        count = classifier.predict_file(input, output, probabilities=probabilities, **columns)
         print(f"{output}: {count} documents labelled")
         return
-    table = classifier.predict(texts)
-    if probabilities:
-        table[list(LABELS)] = classifier.predict_probabilities(texts)
+    table = classifier.predict(texts, probabilities=probabilities)
     if as_json:
         print(*map(json.dumps, table.to_dict("records")), sep="\n")
         return
-    table["text"] = table["text"].map(_shorten)
-    width = table["text"].str.len().max()
-    print(table.to_string(index=False, formatters={"text": f"{{:{width}}}".format}))
+    flat = [repr(" ".join(text.split()))[1:-1] for text in table["text"]]  # of a control character its number
+    table["text"] = [text if len(text) <= TEXT_WIDTH else f"{text[: TEXT_WIDTH - 1]}…" for text in flat]
+    print(table.to_string(index=False, justify="left", formatters={"text": f"{{:{TEXT_WIDTH}}}".format}))
 
 
-def _shorten(text: str) -> str:
-    """A text on one line of a table; what no terminal shows is `?`."""
-    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-    return text if len(text) <= TEXT_WIDTH else text[: TEXT_WIDTH - 1] + "…"
-
-
-def _load(checkpoint: Path):
+def _load(checkpoint: Path, **options):
     from .inference import Classifier
 
-    classifier = Classifier.from_checkpoint(checkpoint)
+    classifier = Classifier.from_checkpoint(checkpoint, **options)
     _show_notices(classifier.verification)
     return classifier
 
@@ -136,18 +127,27 @@ def _show_notices(verification) -> None:
         print(f"notice: {notice}", file=sys.stderr)
 
 
-def _write(path: Path | None, record: dict) -> None:
-    if path:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+@command("checkpoints/mini-agnews/checkpoint-2400 my-model", CHECKPOINT | {
+    "target": {"type": Path, "metavar": "DIR", "help": "a new folder"},
+    "--adapter": {"action": "store_true", "help": "the adapter alone, for PEFT, which fetches the base"},
+    "--onnx": {"action": "store_true", "help": "for onnxruntime"},
+    "--base-name": {"metavar": "NAME", "help": "the base model's name on the Hub, if it is there"},
+})  # fmt: skip
+def export(checkpoint, target, adapter, onnx, base_name) -> None:
+    """Write a folder that plain transformers loads, with a model card: the adapter merged into the base."""
+    if adapter and onnx:
+        raise InputError("export: give --adapter, --onnx or neither")
+    from .export import export_checkpoint
+
+    form = "adapter" if adapter else "onnx" if onnx else "merged"
+    export_checkpoint(checkpoint, target, form=form, base_name=base_name)
+    print(f"{target}: written")
 
 
-@command(
-    "checkpoints/runs/mini-1 --output-dir my-figures",
-    {
-        "run_dirs": {"nargs": "*", "type": Path, "metavar": "RUN_DIR", "help": "default: the committed runs"},
-        "--output-dir": {"type": Path, "metavar": "DIR", "default": REPOSITORY / "figures", "help": "default: figures"},
-    },
-)
+@command("checkpoints/runs/mini-1 --output-dir my-figures", {
+    "run_dirs": {"nargs": "*", "type": Path, "metavar": "RUN_DIR", "help": "default: the committed runs"},
+    "--output-dir": {"type": Path, "metavar": "DIR", "default": REPOSITORY / "figures", "help": "default: figures"},
+})  # fmt: skip
 def figures(run_dirs, output_dir) -> None:
     """Draw the figures of runs from their records."""
     from .evidence.rebuild import draw
@@ -178,7 +178,8 @@ def bench(json_file) -> None:
     from .evidence.training_speed import run_benchmark
 
     record = run_benchmark() | {"environment": environment()}
-    _write(json_file, record)
+    if json_file:
+        json_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(pd.DataFrame(record["rows"]).round(3).to_string(index=False))
     for model, peers in record["prediction"].items():
         rates = ", ".join(f"{peer} {row['rows_per_second']:.1f}" for peer, row in peers.items())
@@ -191,14 +192,10 @@ def _pretraining_defaults(words: list[str]):
     return PretrainingConfig()
 
 
-@command(
-    "--output-dir checkpoints/runs/my-base",
-    {
-        "--output-dir": {"type": Path, "metavar": "DIR", "help": "default: checkpoints/runs/roberta-mini"},
-        "--resume": {"action": "store_true", "help": "continue a run that was stopped"},
-    },
-    defaults=_pretraining_defaults,
-)
+@command("--output-dir checkpoints/runs/my-base", {
+    "--output-dir": {"type": Path, "metavar": "DIR", "help": "default: checkpoints/runs/roberta-mini"},
+    "--resume": {"action": "store_true", "help": "continue a run that was stopped"},
+}, defaults=_pretraining_defaults)  # fmt: skip
 def pretrain(output_dir, resume, **fields) -> None:
     """Rebuild the bundled base model from AG News text. Takes more than an hour of two CPU cores."""
     from .pretraining.config import PretrainingConfig

@@ -214,7 +214,7 @@ def test_the_table_shows_the_texts_first_and_shortened(capsys):
     assert head.split() == ["text", "label", "name", "confidence"]
     assert first.startswith("The striker scored twice in the final minut… ") and "Sports" in first
     assert second.startswith("The probe reached Mars    ") and "Sci/Tech" in second
-    assert third.startswith("one line ?[31m only ") and max(map(len, (head, first, second, third))) <= 80
+    assert third.startswith("one line \\x1b[31m only ") and max(map(len, (head, first, second, third))) <= 80
 
 
 def test_probabilities_are_columns_of_texts_too(capsys):
