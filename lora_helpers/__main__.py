@@ -13,7 +13,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from .command_line import command, main
-from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, RunConfig, get_profile
+from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PRECISIONS, PROFILES, RunConfig, get_profile
 from .errors import InputError, Stopped
 from .files.places import REPOSITORY, RUNS
 
@@ -88,7 +88,7 @@ def evaluate(checkpoint, data, split, json_file) -> None:
     "--id-column": {"metavar": "NAME", "help": "the column of --input that becomes ID"},
     "--json": {"dest": "as_json", "action": "store_true", "help": "print one JSON object a TEXT, a line each"},
     "--probabilities": {"action": "store_true", "help": "one more column a class; a file gets LabelName too"},
-    "--precision": {"default": "float32", "metavar": "float32|bfloat16|int8", "help": "the last two are faster, not exact"},
+    "--precision": {"default": "float32", "choices": PRECISIONS, "help": "default: float32, which alone is exact"},
 })  # fmt: skip
 def predict(checkpoint, texts, input, output, text_column, id_column, as_json, probabilities, precision) -> None:
     """Label texts, or a file of texts. With the bundled base two CPU cores label some hundred rows a second."""
@@ -125,23 +125,6 @@ def _load(checkpoint: Path, **options):
 def _show_notices(verification) -> None:
     for notice in verification.notices:
         print(f"notice: {notice}", file=sys.stderr)
-
-
-@command("checkpoints/mini-agnews/checkpoint-2400 my-model", CHECKPOINT | {
-    "target": {"type": Path, "metavar": "DIR", "help": "a new folder"},
-    "--adapter": {"action": "store_true", "help": "the adapter alone, for PEFT, which fetches the base"},
-    "--onnx": {"action": "store_true", "help": "for onnxruntime"},
-    "--base-name": {"metavar": "NAME", "help": "the base model's name on the Hub, if it is there"},
-})  # fmt: skip
-def export(checkpoint, target, adapter, onnx, base_name) -> None:
-    """Write a folder that plain transformers loads, with a model card: the adapter merged into the base."""
-    if adapter and onnx:
-        raise InputError("export: give --adapter, --onnx or neither")
-    from .export import export_checkpoint
-
-    form = "adapter" if adapter else "onnx" if onnx else "merged"
-    export_checkpoint(checkpoint, target, form=form, base_name=base_name)
-    print(f"{target}: written")
 
 
 @command("checkpoints/runs/mini-1 --output-dir my-figures", {

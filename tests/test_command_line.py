@@ -10,6 +10,7 @@ import time
 import tomllib
 
 import pytest
+from safetensors.torch import load_file
 
 from lora_helpers import __version__
 from lora_helpers.__main__ import main
@@ -161,7 +162,21 @@ def test_version(capsys):
         (("train", "mini", "--run"), "unknown option '--run'"),
         (("verify", CHECKPOINT, "--json"), "unknown option '--json'; "),  # which evaluate has, and predict
         (("verify", CHECKPOINT, CHECKPOINT), "unknown argument 'checkpoints"),
-        (("train", "mini", "--resume", "--resume-from", "x", "--output-dir", "x"), "give one of them"),
+        *(
+            (
+                ("train", "mini", "--output-dir", "x", *both),
+                "--resume, --resume-from and --warm-start: give one of them",
+            )
+            for both in (
+                ("--resume", "--resume-from", "x"),
+                ("--resume", "--warm-start", "x"),
+                ("--resume-from", "x", "--warm-start", "x"),
+            )
+        ),
+        (("predict", CHECKPOINT, "text", "--id-column", "id"), "--id-column with --input"),
+        (("predict", CHECKPOINT, "text", "--text-column", "a,b"), "--text-column and --id-column with --input"),
+        (("predict", CHECKPOINT, "--input", "in.csv", "--output", "out.csv", "--json"), "--json goes with texts"),
+        (("predict", CHECKPOINT, "text", "--precision", "int4"), "argument --precision: invalid choice: 'int4'"),
     ],
 )
 def test_a_slip_of_the_finger_gets_a_hint(arguments, message, capsys):
@@ -266,7 +281,7 @@ def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a signal")
 def test_sigterm_ends_predict_in_order_and_leaves_no_file(tmp_path):
     """Sent once the partial file is there; without it the command would go on for minutes."""
-    (tmp_path / "in.txt").write_text("a text that is labelled again and again\n" * 500_000)
+    (tmp_path / "in.txt").write_text("a text that is labelled again and again\n" * 50_000)
     arguments = ["predict", CHECKPOINT, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.csv"]
     command = [sys.executable, "-m", "lora_helpers", *arguments]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
@@ -276,3 +291,50 @@ def test_sigterm_ends_predict_in_order_and_leaves_no_file(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and said.splitlines()[-1] == "stopped", said
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+# Files and ways to begin
+
+
+def test_columns_of_a_file_are_named(tmp_path):
+    rows = (
+        "key,headline,body,text\nb7,The striker scored,a late goal,nothing\na3,The probe,reached Mars orbit,nothing\n"
+    )
+    (tmp_path / "in.csv").write_text(rows)
+    options = ("--text-column", "headline,body", "--id-column", "key")
+    assert run("predict", CHECKPOINT, "--input", tmp_path / "in.csv", "--output", tmp_path / "out.csv", *options) == 0
+    assert (tmp_path / "out.csv").read_text() == "ID,Label\nb7,1\na3,3\n"
+
+
+def test_precision_reaches_the_classifier(monkeypatch, capsys):
+    from lora_helpers.inference import Classifier
+
+    asked, stock = [], Classifier.from_checkpoint
+
+    def from_checkpoint(checkpoint, **options):
+        asked.append(options)
+        return stock(checkpoint, **options)
+
+    monkeypatch.setattr(Classifier, "from_checkpoint", from_checkpoint)
+    assert run("predict", CHECKPOINT, "The probe reached Mars orbit", "--precision", "int8") == 0
+    assert asked == [{"precision": "int8"}] and "Sci/Tech" in capsys.readouterr().out
+
+
+def test_a_run_begins_with_the_weights_of_another(tmp_path, tiny_run, tiny_base, capsys):
+    """At step 0, with the same adapter as before the first step (learning rate 1e-12), which a cold start has not."""
+    fields = ("--base-model", tiny_base, "--max-length", 32, "--max-steps", 1, "--eval-steps", 1, "--save-steps", 1)
+    fields = (*fields, "--learning-rate", "1e-12", "--warmup-steps", 0)
+    warm = ("--warm-start", tiny_run / "checkpoint-10")
+    assert run("train", "mini", "--output-dir", tmp_path / "warm", *warm, *fields) == 0
+    assert run("train", "mini", "--output-dir", tmp_path / "cold", *fields) == 0
+    assert "step 1, validation accuracy" in capsys.readouterr().out
+    before, after, cold = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (
+            tiny_run / "checkpoint-10",
+            tmp_path / "warm" / "checkpoint-1",
+            tmp_path / "cold" / "checkpoint-1",
+        )
+    )
+    assert all((before[name] - after[name]).abs().max() < 1e-6 for name in before)
+    assert any((before[name] - cold[name]).abs().max() > 1e-3 for name in before)
