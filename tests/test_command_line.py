@@ -67,6 +67,14 @@ def test_predict_prints_a_table_and_writes_a_file(tmp_path, capsys):
         (("train", "mini", "--resume"), "name it with --output-dir"),
         (("evaluate", "nowhere"), "no checkpoint at"),
         (("evaluate", CHECKPOINT, "--data", "./nowhere"), "nowhere"),
+        (
+            ("predict", str(REPOSITORY / "checkpoints" / "mini"), "text"),
+            "it holds checkpoint-100, checkpoint-200, checkpoint-300; ",
+        ),
+        (
+            ("predict", str(REPOSITORY / "checkpoints" / "mini"), "text"),
+            " has the best validation accuracy; name one, as in ",
+        ),
         (("predict", CHECKPOINT), "give either texts, or"),
         (("predict", CHECKPOINT, "--input", "x.csv"), "give either texts, or"),
         (("figures", "nowhere"), "no run.json"),

@@ -16,10 +16,6 @@ PACKAGE = REPOSITORY / "lora_helpers"
 WINGS = ("lora_helpers.evidence", "lora_helpers.pretraining")  # of the maintainers
 STANDARD_LIBRARY_ALONE = ("environment", "config", "errors", "field_checks", "command_line", "files.places")
 
-# What is still over its bound; a line goes when the module or function is brought down, none is added.
-LONG_MODULES: set[str] = set()
-LONG_FUNCTIONS: set[str] = set()
-
 
 def name_of(path):
     parts = path.relative_to(REPOSITORY).with_suffix("").parts
@@ -122,7 +118,7 @@ def test_it_imports_with_the_standard_library_alone(name):
 
 def test_modules_stay_under_250_lines():
     lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
-    assert {name for name, lines in lengths.items() if lines >= 250} == LONG_MODULES
+    assert [name for name, lines in lengths.items() if lines >= 250] == []
 
 
 def test_functions_have_at_most_50_lines():
@@ -132,7 +128,7 @@ def test_functions_have_at_most_50_lines():
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 50
     }
-    assert long == LONG_FUNCTIONS
+    assert long == set()
 
 
 def test_every_module_opens_with_what_it_is_for():
