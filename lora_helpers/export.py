@@ -1,0 +1,153 @@
+"""A checkpoint as other people load it: merged for plain transformers, the adapter for PEFT, or ONNX; with a model card.
+
+The command `export` calls it. Numbers in the card come from the run's record, and only if it is of this very checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+from pathlib import Path
+
+from . import loading
+from .checkpoints import WEIGHTS, load_checkpoint
+from .config import AG_NEWS, LABELS
+from .errors import InputError, first_line
+from .files.hub import IDENTITY_FILES, base_files
+from .files.manifests import hash_file
+from .files.places import CHECKPOINTS, ROBERTA_MINI, is_folder_name
+from .records import RECORD, read_record
+
+FORMS = ("merged", "adapter", "onnx")
+CARD = Path(__file__).with_name("model_card.md")  # a Jinja template, as huggingface_hub takes it
+LICENCE = {"license": "other", "license_name": "ag-news-research-non-commercial", "license_link": "LICENSE"}
+
+
+def export_checkpoint(
+    checkpoint: Path | str, target: Path | str, *, form: str = "merged", base_name: str | None = None
+) -> Path:
+    """Write the folder `target`, whole or not at all, and return it; `form` is "merged", "adapter" or "onnx".
+
+    Each has the tokenizer, which knows how long a text may be, the names of the classes and a model card. An adapter
+    names its base as the Hub does: `base_name`, or what the checkpoint says. A base that is a folder is copied into
+    `target`/base instead, and `adapter_config.json` says where that is now.
+
+    Raises:
+        InputError: unknown form, `target` is there and not empty or cannot be written, or a package is missing.
+    """
+    checkpoint, target = Path(checkpoint), Path(target).absolute()
+    if form not in FORMS:
+        raise InputError(f"form is {form!r}, wanted one of {', '.join(FORMS)}")
+    if base_name is not None and is_folder_name(base_name):
+        raise InputError(f"base_name is {base_name!r}, which is a folder; wanted the base's name on the Hub, or none")
+    unfinished = target.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise InputError(f"{target}: exists already; name another folder")
+        unfinished.mkdir()
+        _write(checkpoint, unfinished, target, form, base_name)
+        if target.exists():
+            target.rmdir()
+        unfinished.rename(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or first_line(error)})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def _write(checkpoint: Path, folder: Path, target: Path, form: str, base_name: str | None) -> None:
+    with loading():
+        model, tokenizer, verification = load_checkpoint(checkpoint)
+        its_name = model.peft_config["default"].base_model_name_or_path
+        hub_name = base_name or (None if is_folder_name(its_name) else its_name)
+        tokenizer.model_max_length = verification.max_length
+        if form == "adapter":
+            _write_adapter(model, folder, hub_name or str(target / "base"))
+        elif form == "onnx":
+            _write_onnx(model.merge_and_unload(), tokenizer, folder)
+        else:
+            model.merge_and_unload().save_pretrained(folder)
+    tokenizer.backend_tokenizer.enable_truncation(verification.max_length)  # for whoever reads tokenizer.json alone
+    for name in ("is_local", "local_files_only", "max_length"):  # how it was loaded and used here
+        tokenizer.init_kwargs.pop(name, None)
+    tokenizer.save_pretrained(folder)
+    facts = {"form": form, "folder": target.name, "hub_name": hub_name, "max_length": verification.max_length}
+    _write_card(checkpoint, folder, facts, base=its_name)
+
+
+def _write_adapter(model, folder: Path, base: str) -> None:
+    """The adapter for `base`, and that base, if it is a folder: PEFT takes the names of classes from a base alone."""
+    lora = model.peft_config["default"]
+    if lora.base_model_name_or_path != base and is_folder_name(base):
+        (folder / "base").mkdir()
+        source = base_files(lora.base_model_name_or_path, lora.revision)
+        for path in (path for pattern in IDENTITY_FILES for path in source.glob(pattern)):
+            shutil.copy(path, folder / "base")
+        model.config.save_pretrained(folder / "base")
+    if lora.base_model_name_or_path != base:
+        lora.base_model_name_or_path, lora.revision = base, None
+    model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def _write_onnx(model, tokenizer, folder: Path) -> None:
+    import torch
+
+    try:
+        import onnxscript  # noqa: F401  (torch would miss it late, and not in one line)
+    except ImportError as error:
+        raise InputError(f"ONNX: {first_line(error)}; it takes: pip install onnx onnxscript") from error
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that are not needed
+    example = tokenizer(["Oil prices rise", "as stocks fall today"], padding=True, return_tensors="pt")
+    names, free = ("input_ids", "attention_mask"), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    try:
+        program = torch.onnx.export(
+            model, tuple(example[name] for name in names), dynamo=True, verbose=False, input_names=names,
+            output_names=["logits"], dynamic_shapes=dict.fromkeys(names, free),
+        )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        raise InputError(f"ONNX: torch cannot translate this model ({first_line(error)}); take another form") from error
+    program.save(folder / "model.onnx")
+    model.config.save_pretrained(folder)
+
+
+def _write_card(checkpoint: Path, folder: Path, facts: dict, *, base: str) -> None:
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    record, step = _find_record(checkpoint)
+    on_ag_news = bool(record) and record["config"]["dataset"] == AG_NEWS
+    test = record.get("test") if record and step == record["config"]["max_steps"] else None
+    ours = on_ag_news or base == ROBERTA_MINI
+    if ours:
+        shutil.copy(CHECKPOINTS / "LICENSE", folder)
+    scores = [
+        EvalResult("text-classification", AG_NEWS, "AG News", metric, test[metric], dataset_split="test")
+        for metric in ("accuracy", "macro_f1")
+        if test and on_ag_news
+    ]
+    data = ModelCardData(
+        language="en", pipeline_tag="text-classification", base_model=facts["hub_name"], tags=["lora"],
+        library_name="peft" if facts["form"] == "adapter" else "onnx" if facts["form"] == "onnx" else "transformers",
+        datasets=AG_NEWS if on_ag_news else None, model_name=facts["folder"], eval_results=scores or None,
+        **(LICENCE if ours else {}),
+    )  # fmt: skip
+    facts |= {
+        "names": dict(enumerate(LABELS)),
+        "base": base,
+        "record": record,
+        "step": step,
+        "test": test,
+        "ours": ours,
+    }
+    ModelCard.from_template(data, template_path=str(CARD), **facts).save(folder / "README.md")
+
+
+def _find_record(checkpoint: Path) -> tuple[dict | None, int | None]:
+    """The record of the run that wrote these weights, and their step; nothing if it is not beside the checkpoint."""
+    run_dir = checkpoint.resolve().parent
+    if not (run_dir / RECORD).is_file():
+        return None, None
+    record, digest = read_record(run_dir), hash_file(checkpoint / WEIGHTS)
+    steps = [int(step) for step, saved in record["checkpoints"].items() if saved["adapter_sha256"] == digest]
+    return (record, steps[0]) if steps else (None, None)

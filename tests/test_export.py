@@ -1,0 +1,190 @@
+"""What people take away: each form loads in a fresh process, in another folder, by plain libraries and by its own card."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
+
+from lora_helpers.checkpoints import load_checkpoint
+from lora_helpers.config import LABELS
+from lora_helpers.errors import InputError
+from lora_helpers.export import FORMS, export_checkpoint
+from lora_helpers.files.places import REPOSITORY
+
+TEXTS = ["Oil prices rise", "The team won its last match", "goal " * 100]  # the last is over every limit
+AGNEWS = REPOSITORY / "checkpoints" / "mini-agnews"
+REVISION = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_run):
+    return tiny_run / "checkpoint-10"
+
+
+@pytest.fixture(scope="module")
+def wanted(checkpoint):
+    """Logits <float32>[3, 4] of the checkpoint as we load it, with its adapter beside the base."""
+    model, tokenizer, found = load_checkpoint(checkpoint)
+    rows = tokenizer(TEXTS, truncation=True, max_length=found.max_length, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        return model(**rows).logits.numpy()
+
+
+def run_card(folder, code, **environment):
+    """The Python of the model card, then `code`, in a fresh process beside the folder; what it prints as JSON."""
+    card = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "ROBERTA_BASE_DIR")}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json\nTEXTS = {TEXTS!r}\n{card}\n{code}"], cwd=folder.parent,
+        env=variables | {"HF_HUB_OFFLINE": "1"} | environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+LOGITS = """
+rows = tokenizer(TEXTS, truncation=True, padding=True, return_tensors="pt")
+print(json.dumps({"logits": model(**rows).logits.tolist(), "names": list(model.config.id2label.values()),
+                  "numbers": model.config.label2id}))
+"""
+
+
+@pytest.mark.slow
+def test_the_merged_model_is_cut_and_named_by_plain_pipeline(checkpoint, wanted, tmp_path):
+    assert export_checkpoint(checkpoint, tmp_path / "merged") == tmp_path / "merged"
+    found = run_card(tmp_path / "merged", "print(json.dumps([classify(text, top_k=None) for text in TEXTS]))")
+    probabilities = torch.tensor(wanted).softmax(dim=1).numpy()
+    for scores, row in zip(found, probabilities, strict=True):
+        by_name = {score["label"]: score["score"] for score in scores}
+        np.testing.assert_allclose([by_name[name] for name in LABELS], row, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_adapter_without_a_name_on_the_hub_brings_its_base(checkpoint, wanted, tmp_path):
+    export_checkpoint(checkpoint, tmp_path / "adapter", form="adapter")
+    found = run_card(tmp_path / "adapter", LOGITS)
+    np.testing.assert_allclose(found["logits"], wanted, atol=1e-5)
+    assert found["names"] == list(LABELS) and found["numbers"] == {name: i for i, name in enumerate(LABELS)}
+
+
+@pytest.mark.slow
+def test_an_adapter_names_its_base_as_the_hub_does(checkpoint, tiny_base, wanted, tmp_path):
+    """The Hub's cache holds the base as others know it, without our classes."""
+    cached = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(tiny_base, cached / "snapshots" / REVISION)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(REVISION)
+    folder = export_checkpoint(checkpoint, tmp_path / "adapter", form="adapter", base_name="someone/tiny")
+    assert not (folder / "base").exists()
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/tiny"
+    found = run_card(folder, LOGITS, HF_HUB_CACHE=str(tmp_path / "hub"))
+    np.testing.assert_allclose(found["logits"], wanted, atol=1e-5)
+    assert found["names"] == list(LABELS) and found["numbers"] == {name: i for i, name in enumerate(LABELS)}
+
+
+@pytest.mark.slow
+def test_onnxruntime_gives_the_same_logits(checkpoint, wanted, tmp_path):
+    pytest.importorskip("onnxruntime")
+    export_checkpoint(checkpoint, tmp_path / "onnx", form="onnx")
+    found = run_card(
+        tmp_path / "onnx",
+        'rows = tokenizer(TEXTS, truncation=True, padding=True, return_tensors="np")\n'
+        'logits = session.run(["logits"], {name: rows[name] for name in ("input_ids", "attention_mask")})[0]\n'
+        "print(json.dumps([logits.tolist(), list(id2label.values())]))",
+    )
+    np.testing.assert_allclose(found[0], wanted, atol=1e-4)
+    assert found[1] == list(LABELS)
+
+
+def test_a_package_that_onnx_needs_is_named(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match="it takes: pip install onnx onnxscript"):
+        export_checkpoint(checkpoint, tmp_path / "onnx", form="onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_refused_and_nothing_is_left(checkpoint, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for target, how, message in (
+        ("full", {}, "exists already; name another folder"),
+        ("file", {}, "exists already; name another folder"),
+        ("no/folder", {}, r"cannot be written \(No such file or directory\)"),
+        ("new", {"form": "tflite"}, "form is 'tflite', wanted one of merged, adapter, onnx"),
+        ("new", {"base_name": "checkpoints/roberta-mini"}, "which is a folder; wanted the base's name on the Hub"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export_checkpoint(checkpoint, tmp_path / target, **how)
+    with pytest.raises(InputError, match="no checkpoint at"):
+        export_checkpoint(tmp_path / "nothing", tmp_path / "new")
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "full" / "mine").unlink()
+    assert export_checkpoint(checkpoint, tmp_path / "full").is_dir()  # an empty folder is as good as none
+
+
+def test_nothing_written_names_this_machine(checkpoint, tmp_path):
+    for form in ("merged", "adapter"):
+        folder = export_checkpoint(checkpoint, tmp_path / form, form=form, base_name="someone/tiny")
+        for path in folder.iterdir():
+            assert str(tmp_path).encode() not in path.read_bytes(), path
+            assert str(checkpoint.parent.parent).encode() not in path.read_bytes(), path
+
+
+# The card
+
+
+def card_of(folder):
+    """As `huggingface_hub` reads it; a record in it that does not fit its schema is an error there."""
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.language == "en" and card.data.pipeline_tag == "text-classification"
+    if card.data.base_model:
+        validate_repo_id(card.data.base_model)
+    if card.data.license_link:
+        assert (folder / card.data.license_link).is_file()
+    return card
+
+
+def test_a_card_has_the_numbers_of_the_record_and_the_terms_of_the_data(tmp_path):
+    record = json.loads((AGNEWS / "run.json").read_text())
+    last = card_of(export_checkpoint(AGNEWS / f"checkpoint-{record['config']['max_steps']}", tmp_path / "last"))
+    assert {result.metric_type: result.metric_value for result in last.data.eval_results} == {
+        name: record["test"][name] for name in ("accuracy", "macro_f1")
+    }
+    assert f"{record['test']['accuracy']:.4f} on {record['test']['examples']:,} rows" in last.text
+    assert f"{record['data']['rows']['train']:,} training" in last.text
+    assert last.data.license == "other" and last.data.datasets == "fancyzhx/ag_news" and not last.data.base_model
+
+    first = min(record["checkpoints"], key=int)  # the record's test is of the last step
+    early = card_of(export_checkpoint(AGNEWS / f"checkpoint-{first}", tmp_path / "early"))
+    assert f"{record['checkpoints'][first]['validation_accuracy']:.4f}" in early.text
+    assert not early.data.eval_results and f"{record['test']['accuracy']:.4f}" not in early.text
+
+
+def test_a_record_of_other_weights_gives_a_card_no_numbers(checkpoint, tiny_run, tmp_path):
+    whole = card_of(export_checkpoint(checkpoint, tmp_path / "whole", base_name="someone/tiny"))
+    assert "Validation accuracy" in whole.text and whole.data.base_model == "someone/tiny"
+    shutil.copytree(tiny_run, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["checkpoints"]["10"]["adapter_sha256"] = "0" * 64
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    for number, run in enumerate(("run", "moved")):
+        if run == "moved":
+            (tmp_path / "moved").mkdir()
+            shutil.move(tmp_path / "run" / "checkpoint-10", tmp_path / "moved")
+        card = card_of(export_checkpoint(tmp_path / run / "checkpoint-10", tmp_path / f"{number}"))
+        assert "no record of a run belongs to this checkpoint" in card.text and "accuracy:" not in card.text
+        assert not card.data.license and not card.data.datasets and not card.data.base_model
+
+
+def test_every_form_has_a_card(checkpoint):
+    assert FORMS == ("merged", "adapter", "onnx")
