@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,16 +20,13 @@ from pathlib import Path
 from .errors import InputError
 from .files.places import REPOSITORY
 
-LIBRARIES = (
+LIBRARIES = (  # the last two where they are installed
     *("transformers", "datasets", "evaluate", "accelerate", "peft", "torch", "tokenizers", "safetensors"),
-    *("numpy", "scikit-learn", "scipy", "pandas", "matplotlib"),
+    *("numpy", "scikit-learn", "scipy", "pandas", "matplotlib", "onnxruntime", "torchao"),
 )
-OPTIONAL_LIBRARIES = ("onnxruntime", "torchao")
 OLDEST_TESTED = {"transformers": "5.17", "torch": "2.11"}
-INSTRUCTION_SETS = (  # that decide which arithmetic is fast, as torch calls them
-    *("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8"),
-    *("neon", "bf16", "i8mm", "sve"),
-)
+FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # instruction sets, as torch calls them; the last is ARM's
+INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_vnni", "avx_vnni", "amx_int8", "neon", "i8mm", *FAST_BFLOAT16)
 CODE = ("lora_helpers", "requirements.txt")  # what computes
 
 
@@ -41,15 +39,13 @@ def environment() -> dict:
         device = torch.cuda.get_device_name()
     elif device == "cpu":
         device = f"CPU, {torch.get_num_threads()} threads"
-    capabilities = torch.cpu.get_capabilities()
-    optional = [name for name in OPTIONAL_LIBRARIES if _version(name)]
     faults, differences = compare_with_pins()
     return {
         "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in (*LIBRARIES, *optional)},
+        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
         "device": device,
         "processor": _processor(),
-        "instruction_sets": [name for name in INSTRUCTION_SETS if capabilities.get(name)],
+        "instruction_sets": [name for name in INSTRUCTION_SETS if torch.cpu.get_capabilities().get(name)],
         "cores": os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
         **describe_code(),
@@ -85,36 +81,30 @@ def code_mark(environment: dict) -> str:
     Records written before `code_sha256` was have the commit, and whether anything at all differed from it.
     """
     if "code_sha256" in environment:
-        mark, committed = f"code {environment['code_sha256'][:10]}", environment["code_committed"] is not False
+        mark, changed = f"code {environment['code_sha256'][:10]}", environment["code_committed"] is False
     else:
         mark = f"commit {(environment['commit'] or 'unknown')[:10]}"
-        committed = not environment.get("uncommitted_changes")
-    return mark if committed else f"{mark}, not committed"
+        changed = environment.get("uncommitted_changes")
+    return f"{mark}, not committed" if changed else mark
 
 
 def compare_with_pins() -> tuple[list[str], list[str]]:
     """Installed packages against the pins: (missing or too old, merely different); `+cpu` and the like are ignored."""
     faults, differences = [], []
-    for pin in (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").split("\n"):
-        name, _, wanted = pin.partition("==")
-        found = _version(name) if wanted else None
-        if wanted and found is None and name == "jupyter":  # only gathers what a notebook that runs has already
-            differences.append(f"{name} is not installed")
-        elif wanted and found is None:
-            faults.append(f"{name} is not installed")
-        elif wanted and _numbers(found) < _numbers(OLDEST_TESTED.get(name, "0")):
+    pins = re.findall(r"^([\w-]+)==(\S+)", (REPOSITORY / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    for name, wanted in pins:
+        found = _version(name)
+        if found is None:  # jupyter only gathers what a notebook that runs has already
+            (differences if name == "jupyter" else faults).append(f"{name} is not installed")
+        elif _numbers(found) < _numbers(OLDEST_TESTED.get(name, "0")):
             faults.append(f"{name} is {found}, wanted {OLDEST_TESTED[name]} or newer")
-        elif wanted and found.partition("+")[0] != wanted:
+        elif found.partition("+")[0] != wanted:
             differences.append(f"{name} {found} instead of {wanted}")
     return faults, differences
 
 
 def require_packages() -> None:
-    """Refuse to go on without what is needed.
-
-    Raises:
-        InputError: a package is missing, or older than the oldest version that was tested.
-    """
+    """Raises InputError, with the command that helps, where a package is missing or older than any that was tested."""
     faults, _ = compare_with_pins()
     if faults:
         install = "%pip install" if "ipykernel" in sys.modules else f"{sys.executable} -m pip install"
@@ -156,8 +146,17 @@ def best_device():
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def has_fast_bfloat16() -> bool:
+    """Whether the device multiplies in bfloat16 by instructions of its own; older ones imitate it, slower than float32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(torch.cpu.get_capabilities().get(name) for name in FAST_BFLOAT16)
+
+
 def peak_memory_mib() -> dict[str, float]:
-    """The highest resident memory of this process so far, and of the GPU's allocator, in MiB; what is not to be had is left out."""
+    """The highest resident memory of this `process` so far, and of the `gpu`'s allocator, in MiB, where it can be had."""
     import torch
 
     peak = {"gpu": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}

@@ -1,12 +1,12 @@
 """The benchmarks measure what they say; how fast anything is, no test asks."""
 
+from importlib.util import find_spec
 from itertools import cycle
 
 import numpy as np
 import pytest
 
 from lora_helpers.evidence import prediction_speed, training_speed
-from lora_helpers.evidence.speed_figures import save_throughput
 from lora_helpers.evidence.study import compare_arms
 from lora_helpers.evidence.workload import PIPELINES, make_inputs, make_model, plan_epoch, sample_lengths, sample_texts
 
@@ -20,20 +20,24 @@ def tiny_shape(tiny_base):
 
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch):
-    monkeypatch.setattr(training_speed, "DRAWN", 2_000)
+    monkeypatch.setattr(training_speed, "SAMPLED", 2_000)
 
 
+@pytest.mark.slow
 def test_a_smoke_run_fills_the_record(tiny_shape, monkeypatch):
-    monkeypatch.setattr(training_speed, "has_fast_bfloat16", lambda: True)  # emulated where it is not
+    for module in (training_speed, prediction_speed):
+        monkeypatch.setattr(module, "has_fast_bfloat16", lambda: True)  # emulated where it is not
     record = training_speed.run_benchmark({"tiny": tiny_shape}, rounds=1, batches=2, rows=12)
     assert [row["pipeline"] for row in record["rows"]] == [*PIPELINES, "trainer-default-bfloat16", "ours-bfloat16"]
     for row in record["rows"]:
         assert row["padding"] >= 1 and row["peak_memory_mib"] > 0
         assert row["examples_per_second"] > 0 and row["seconds_per_step"] > 0
     peers = record["prediction"]["tiny"]
-    assert {"pipeline", "ours"} <= peers.keys()
+    onnx = all(map(find_spec, ("onnxruntime", "onnx", "onnxscript")))
+    ours = {"ours", "ours-bfloat16", "ours-int8"}
+    assert set(peers) == {"pipeline", "pipeline-bfloat16", *ours} | ({"onnxruntime-int8"} if onnx else set())
     assert all(peer["rows"] == 12 and peer["rows_per_second"] > 0 for peer in peers.values())
-    assert peers["pipeline"]["batch_size"] in (1, 8, 32) and peers["ours"]["batch_size"] is None
+    assert peers["pipeline"]["batch_size"] in (1, 8, 32) and {peers[name]["batch_size"] for name in ours} == {None}
 
 
 def test_bfloat16_is_measured_where_it_is_fast_and_nowhere_else(tiny_shape, monkeypatch):
@@ -61,7 +65,8 @@ def test_a_step_in_bfloat16_computes_in_it_and_trains_in_float32(tiny_shape, tin
     import torch
 
     model = make_model(tiny_shape, tiny_config)
-    inputs = make_inputs(plan_epoch("ours", sample_lengths(160, longest=60), 1).batches[0], model)
+    plan = plan_epoch("ours", sample_lengths(160, longest=60), 1)
+    inputs = make_inputs(plan.lengths[0], plan.widths[0], model)
     seen = []
     layer = model.base_model.model.roberta.encoder.layer[0].intermediate.dense
     layer.register_forward_hook(lambda module, given, result: seen.append(result.dtype))
@@ -99,7 +104,7 @@ def test_each_peer_is_shown_at_its_best_batch_size(tiny_shape, monkeypatch):
         "fast": prediction_speed.Peer(lambda texts, size: seconds["fast", size], (0,)),
     }
     monkeypatch.setattr(prediction_speed, "make_peers", lambda *_: peers)
-    monkeypatch.setattr(prediction_speed, "_time", lambda predict, texts, size: predict(texts, size))
+    monkeypatch.setattr(prediction_speed.Peer, "measure", lambda peer, texts, size: peer.predict(texts, size))
     found = prediction_speed.measure_prediction(tiny_shape, rounds=2, rows=4)
     assert found["slow"] == {"rows": 4, "rows_per_second": 4.0, "batch_size": 8}
     assert found["fast"] == {"rows": 4, "rows_per_second": 8.0, "batch_size": None}
@@ -130,7 +135,7 @@ def test_each_pipeline_pads_as_it_is_known_to():
     """329 tokens an example for the course notebook, 94 for random batches, both measured on the real rows."""
     lengths = sample_lengths(79_000)
     plans = {name: plan_epoch(name, lengths, 50) for name in PIPELINES}
-    widths = {name: np.mean([batch.width for batch in plan.batches]) for name, plan in plans.items()}
+    widths = {name: plan.widths.mean() for name, plan in plans.items()}
     assert widths["original"] == pytest.approx(329, rel=0.05)
     assert widths["trainer-default"] == pytest.approx(94, rel=0.05)
     assert widths["pad-128"] == 128
@@ -141,10 +146,10 @@ def test_each_pipeline_pads_as_it_is_known_to():
 
 def test_inputs_have_the_shape_of_their_batch(tiny_shape, tiny_config):
     model = make_model(tiny_shape, tiny_config)
-    batch = plan_epoch("trainer-default", sample_lengths(160, longest=60), 1).batches[0]
-    inputs = make_inputs(batch, model)
-    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (16, batch.width)
-    assert inputs["attention_mask"].sum(dim=1).tolist() == batch.lengths.tolist()
+    plan = plan_epoch("trainer-default", sample_lengths(160, longest=60), 1)
+    inputs = make_inputs(plan.lengths[0], plan.widths[0], model)
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (16, plan.widths[0])
+    assert inputs["attention_mask"].sum(dim=1).tolist() == plan.lengths[0].tolist()
 
 
 def test_texts_have_the_tokens_that_they_were_drawn_for(tiny_base):
@@ -166,8 +171,9 @@ def test_differences_are_paired_by_seed():
     assert np.ptp(unpaired["random-order"]["interval"]) > 0.01
 
 
-def test_the_figure_is_drawn_from_the_record_alone(tmp_path):
-    environment = {"processor": "a processor", "cores": 2, "commit": None}
+def test_the_figure_shows_every_pipeline_of_roberta_base():
     rows = [{"model": "roberta-base", "pipeline": name, "examples_per_second": 1.0} for name in PIPELINES]
-    path = save_throughput({"rows": rows, "environment": environment}, tmp_path)
-    assert path.name == "throughput.png" and path.stat().st_size > 5_000
+    other = [{"model": "roberta-mini", "pipeline": "ours", "examples_per_second": 99.0}]
+    axes = training_speed.draw_throughput({"rows": rows + other}).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(PIPELINES)
+    assert axes.get_xlim()[1] < 2

@@ -182,12 +182,17 @@ def test_the_rate_is_chosen_by_validation_loss_in_folders_of_fixed_names(folders
 def test_a_study_pairs_its_arms_by_seed(folders, monkeypatch):
     def fake_train(config, run_dir, *, resume):
         accuracy = 0.9 + config.seed / 1000 - (0.01 if config.batch_order == "random" else 0)
-        log = [{"eval_loss": 1.0, "eval_accuracy": accuracy, "step": 1}]
-        return {"log": log, "environment": {"code_sha256": "a" * 64, "code_committed": False}}
+        return {
+            "config": config.to_dict(),
+            "log": [{"eval_loss": 1.0, "eval_accuracy": accuracy, "step": 1}],
+            "timing": {"seconds": 1.0},
+            "environment": {"code_sha256": "a" * 64, "code_committed": False},
+        }
 
     monkeypatch.setattr(study, "train", fake_train)
     arms = {"ours": {}, "random-order": {"batch_order": "random"}}
-    found = study.run_study(study.Study(profile="mini-agnews", arms=arms, seeds=(1, 2, 3)), "order")
+    monkeypatch.setitem(study.STUDIES, "order", study.Study(profile="mini-agnews", arms=arms, seeds=(1, 2, 3)))
+    found = study.run_study("order")
     assert found["seeds"] == [1, 2, 3] and found["code"] == ["code aaaaaaaaaa, not committed"]
     assert found["variants"]["random-order"]["difference"] == pytest.approx(0.01)
     assert found["variants"]["random-order"]["interval"] == pytest.approx([0.01, 0.01])

@@ -9,16 +9,20 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from ..bases import compute_first_token_alone
-from ..config import get_profile
-from ..environment import best_device, watch_peak_memory
+from ..config import PRECISIONS, ROBERTA_MINI, get_profile
+from ..environment import best_device, has_fast_bfloat16, watch_peak_memory
+from ..files.places import REPOSITORY
 from ..inference import Classifier
-from .workload import load_tokenizer, longest_of, make_model, sample_lengths, sample_texts
+from ..model import longest_input
+from .workload import make_model, sample_lengths, sample_texts
 
 STREAMED = (10_000, 1_000_000)  # rows of a file
 
@@ -30,72 +34,101 @@ class Peer:
     predict: Callable[[list[str], int], object]
     batch_sizes: tuple[int, ...] = (1, 8, 32)
 
+    def measure(self, texts: list[str], batch_size: int) -> float:
+        """Seconds."""
+        began = time.perf_counter()
+        self.predict(texts, batch_size)
+        return time.perf_counter() - began
+
 
 def measure_prediction(shape, *, rounds: int, rows: int) -> dict[str, dict]:
     """Rows a second of every peer on the same texts, each at its best batch size, taking turns; medians of `rounds`.
 
-    The pipeline has the adapter beside the base, as it is loaded; `Classifier` merges it and computes `<s>` alone
-    behind the last attention, as `checkpoints.load_checkpoint` makes it.
-
     Returns:
         By peer: rows, rows_per_second, and batch_size (None for `Classifier`, which makes its own batches).
     """
-    tokenizer, longest = load_tokenizer(), longest_of(shape)
-    texts = sample_texts(sample_lengths(rows, longest=longest), tokenizer)
-    peers = make_peers(shape, tokenizer, longest)
-    for peer in peers.values():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False)
+    model = make_model(shape, get_profile("roberta-base")).eval()
+    texts = sample_texts(sample_lengths(rows, longest=longest_input(model)), tokenizer)
+    peers = make_peers(model, tokenizer, longest_input(model))
+    best, seconds = {}, {name: [] for name in peers}
+    for name, peer in peers.items():
         peer.predict(texts[:16], peer.batch_sizes[0])  # to warm up
-    best = {
-        name: min(peer.batch_sizes, key=lambda size, predict=peer.predict: _time(predict, texts, size))
-        for name, peer in peers.items()
-    }
-    seconds = {name: [] for name in peers}
+        best[name] = min(peer.batch_sizes, key=lambda size, peer=peer: peer.measure(texts, size))
     for _ in range(rounds):
         for name, peer in peers.items():
-            seconds[name].append(_time(peer.predict, texts, best[name]))
+            seconds[name].append(peer.measure(texts, best[name]))
     return {
         name: {"rows": rows, "rows_per_second": rows / float(np.median(taken)), "batch_size": best[name] or None}
         for name, taken in seconds.items()
     }
 
 
-def make_peers(shape, tokenizer, longest: int) -> dict[str, Peer]:
-    """`pipeline` as people load it, and `Classifier`."""
+def make_peers(model, tokenizer, longest: int) -> dict[str, Peer]:
+    """`pipeline` with the adapter beside the base, as people load it; ONNX Runtime and `Classifier` with it merged.
+
+    In bfloat16 where that is fast; ONNX Runtime where it is installed.
+    """
+    import torch
     from transformers import pipeline
 
-    model = make_model(shape, get_profile("roberta-base")).eval()
-    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device=best_device())
-    merged = make_model(shape, get_profile("roberta-base")).merge_and_unload()
-    compute_first_token_alone(merged)
-    classifier = Classifier(merged, tokenizer, max_length=longest)
-    return {
-        "pipeline": Peer(lambda texts, size: classify(texts, batch_size=size, truncation=True, max_length=longest)),
-        "ours": Peer(lambda texts, _: classifier.predict(texts), (0,)),
-    }
+    def make_pipeline(its_model) -> Peer:
+        classify = pipeline("text-classification", model=its_model, tokenizer=tokenizer, device=best_device())
+        return Peer(lambda texts, size: classify(texts, batch_size=size, truncation=True, max_length=longest))
+
+    def make_classifier(precision: str) -> Peer:
+        merged = deepcopy(model).merge_and_unload()
+        compute_first_token_alone(merged)  # as `checkpoints.load_checkpoint` does
+        classifier = Classifier(merged, tokenizer, max_length=longest, precision=precision)
+        return Peer(lambda texts, _: classifier.predict(texts), (0,))
+
+    bfloat16, onnx = has_fast_bfloat16(), all(map(find_spec, ("onnxruntime", "onnx", "onnxscript")))
+    peers = {"pipeline": make_pipeline(model)}
+    if bfloat16:
+        peers["pipeline-bfloat16"] = make_pipeline(deepcopy(model).to(torch.bfloat16))
+    if onnx:
+        peers["onnxruntime-int8"] = make_onnxruntime(deepcopy(model).merge_and_unload(), tokenizer, longest)
+    for precision in PRECISIONS:
+        if bfloat16 or precision != "bfloat16":
+            peers["ours" if precision == "float32" else f"ours-{precision}"] = make_classifier(precision)
+    return peers
 
 
-def _time(predict: Callable, texts: list[str], batch_size: int) -> float:
-    began = time.perf_counter()
-    predict(texts, batch_size)
-    return time.perf_counter() - began
+def make_onnxruntime(model, tokenizer, longest: int) -> Peer:
+    """ONNX Runtime on the CPU, matrix products in int8 by its own tool, texts sorted by length as `Classifier` does."""
+    import torch
+    from onnxruntime import InferenceSession
+    from onnxruntime.quantization import quantize_dynamic
+
+    inputs = dict(tokenizer(["two words", "one"], padding=True, return_tensors="pt"))
+    free = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)  # rows, tokens
+    with tempfile.TemporaryDirectory() as folder:
+        path, quantised = f"{folder}/model.onnx", f"{folder}/int8.onnx"
+        shapes = dict.fromkeys(inputs, free)
+        torch.onnx.export(model.cpu(), (), path, kwargs=inputs, dynamic_shapes=shapes, dynamo=True, verbose=False)
+        quantize_dynamic(path, quantised)
+        session = InferenceSession(quantised, providers=["CPUExecutionProvider"])
+
+    def predict(texts: list[str], size: int) -> None:
+        cut, texts = {"padding": True, "truncation": True, "max_length": longest}, sorted(texts, key=len)
+        for start in range(0, len(texts), size):
+            session.run(None, dict(tokenizer(texts[start : start + size], **cut, return_tensors="np")))
+
+    return Peer(predict)
 
 
 def measure_growth(classifier: Classifier, sizes: tuple[int, ...] = STREAMED) -> dict[str, list[dict]]:
-    """`predicted_rows`: what a file of `size` rows costs, `seconds` and `peak_memory_mib`."""
-    return {"predicted_rows": [{"size": size} | measure_stream(classifier, size) for size in sizes]}
-
-
-def measure_stream(classifier: Classifier, rows: int, *, tokens: int = 7) -> dict[str, float]:
-    """Seconds and peak memory of `predict_file` on a file of `rows` short texts, made for it and removed."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "texts.txt"
-        texts = sample_texts(np.full(4096, tokens), classifier.tokenizer)
-        with source.open("w", encoding="utf-8") as stream:
-            stream.writelines(f"{texts[i % len(texts)].strip()}\n" for i in range(rows))
-        peak = watch_peak_memory()
-        began = time.perf_counter()
-        count = classifier.predict_file(source, Path(folder) / "labels.csv", progress=False)
-        seconds = time.perf_counter() - began
-    if count != rows:
-        raise RuntimeError(f"{count} labels for {rows} rows")
-    return {"seconds": seconds, "peak_memory_mib": peak()}
+    """`predicted_rows`: `seconds` and `peak_memory_mib` of `predict_file` on a file of `size` rows of 7 tokens."""
+    texts, found = sample_texts(np.full(4096, 7), classifier.tokenizer), []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            with (Path(folder) / "texts.txt").open("w", encoding="utf-8") as stream:
+                stream.writelines(f"{texts[i % len(texts)].strip()}\n" for i in range(size))
+            peak, began = watch_peak_memory(), time.perf_counter()
+            count = classifier.predict_file(stream.name, Path(folder) / "labels.csv", progress=False)
+            found.append({"size": size, "seconds": time.perf_counter() - began, "peak_memory_mib": peak()})
+        if count != size:
+            raise RuntimeError(f"{count} labels for {size} rows")
+    return {"predicted_rows": found}

@@ -11,17 +11,18 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ..bases import compute_first_token_alone
 from ..config import RunConfig, get_profile
-from ..environment import best_device, watch_peak_memory
+from ..environment import best_device, has_fast_bfloat16, watch_peak_memory
+from ..figures import GREEN, GREY, make_axes
+from ..model import longest_input
 from .prediction_speed import measure_prediction
 from .workload import (
     BATCH,
     PIPELINES,
-    Plan,
     base_shapes,
-    longest_of,
     make_inputs,
     make_model,
     plan_epoch,
@@ -29,7 +30,7 @@ from .workload import (
     set_base_dropout,
 )
 
-DRAWN = 79_000  # rows; every pipeline batches the same ones
+SAMPLED = 79_000  # rows; every pipeline batches the same ones
 BFLOAT16 = "-bfloat16"  # ends the name of a row that was computed in it
 IN_BFLOAT16 = ("trainer-default", "ours")  # pipelines that are measured in it too, where it is fast
 
@@ -55,25 +56,34 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
     """
     config = get_profile("roberta-base")
     model = make_model(shape, config)
-    step = make_step(model, config)
-    lengths = sample_lengths(DRAWN, longest=longest_of(shape))
+    step, lengths = make_step(model, config), sample_lengths(SAMPLED, longest=longest_input(model))
     # The batches of `original` are all about as wide, and one takes as long as ten of ours: one is enough.
     plans = {name: plan_epoch(name, lengths, 1 if name == "original" else batches) for name in PIPELINES}
-    if has_fast_bfloat16():
-        plans |= {name + BFLOAT16: plans[name] for name in IN_BFLOAT16}
+    plans |= {name + BFLOAT16: plans[name] for name in IN_BFLOAT16 if has_fast_bfloat16()}
     seconds, peaks = {name: [] for name in plans}, {name: [] for name in plans}
     for turn in range(rounds + 1):
         for name, plan in plans.items():
-            ours = name.removesuffix(BFLOAT16) == "ours"
+            ours = name.startswith("ours")
             set_base_dropout(model, config.base_dropout if ours else get_profile("original").base_dropout)
             peak = watch_peak_memory(gpu=True)
             with compute_first_token_alone(model.base_model.model) if ours else nullcontext():
-                inputs = (make_inputs(batch, model) for batch in plan.batches[: None if turn else 1])
+                shapes = list(zip(plan.lengths, plan.widths, strict=True))[: None if turn else 1]
+                inputs = (make_inputs(*each, model) for each in shapes)
                 taken = [step(each, bfloat16=name.endswith(BFLOAT16)) for each in inputs]
             if turn:
                 seconds[name].append(np.mean(taken))
                 peaks[name].append(peak())
-    return {name: _describe(plan, float(np.median(seconds[name])), peaks[name]) for name, plan in plans.items()}
+    found = {}
+    for name, plan in plans.items():
+        a_step = float(np.median(seconds[name]))
+        found[name] = {
+            "seconds_per_step": a_step,
+            # Time follows the tokens, padding included; those of the few batches are not quite the epoch's mean.
+            "examples_per_second": BATCH * float(plan.widths.mean()) / plan.width / a_step,
+            "padding": plan.width / plan.length,
+            "peak_memory_mib": max(peaks[name]) if all(peaks[name]) else None,
+        }
+    return found
 
 
 def make_step(model, config: RunConfig) -> Callable[..., float]:
@@ -97,20 +107,12 @@ def make_step(model, config: RunConfig) -> Callable[..., float]:
     return step
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this device multiplies matrices in bfloat16 by instructions of its own; others emulate it, slowly."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
-
-
-def _describe(plan: Plan, seconds: float, peaks: list[float | None]) -> dict:
-    processed = np.mean([len(batch.lengths) * batch.width for batch in plan.batches])
-    return {
-        "seconds_per_step": seconds,
-        "examples_per_second": float(processed) / plan.width / seconds,  # time follows the tokens, padding included
-        "padding": plan.padding,
-        "peak_memory_mib": max(peaks) if all(peaks) else None,
-    }
+def draw_throughput(record: dict) -> Figure:
+    """Examples a second of a training step of roberta-base by pipeline, from the evidence `bench` alone."""
+    rates = {row["pipeline"]: row["examples_per_second"] for row in record["rows"] if row["model"] == "roberta-base"}
+    figure, axes = make_axes(size=(6.4, 2.6))
+    bars = axes.barh(list(rates), rates.values(), color=[GREEN if n.startswith("ours") else GREY for n in rates])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.set(xlabel="examples a second", title="A training step of roberta-base", xlim=(0, 1.15 * max(rates.values())))
+    axes.invert_yaxis()
+    return figure

@@ -1,6 +1,6 @@
 """What the benchmarks work on: token lengths as AG News has them, batches as four pipelines make them, random words.
 
-Speed depends on shapes, not on what weights and words say, so the benchmarks need neither the data set nor a network.
+Speed depends on shapes, not on what weights and words say, so they need neither the data set nor a network.
 """
 
 from __future__ import annotations
@@ -27,25 +27,13 @@ SPECIAL = 5  # token ids below are special
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The shape of a batch."""
-
-    lengths: np.ndarray  # real tokens of each row
-    width: int  # tokens a row, padding included
-
-
-@dataclass(frozen=True)
 class Plan:
     """A few batches that stand for an epoch, and what they are too few to show: the epoch's means a row."""
 
-    batches: list[Batch]
-    length: float  # real tokens
-    width: float  # tokens, padding included
-
-    @property
-    def padding(self) -> float:
-        """Tokens processed for each real one."""
-        return self.width / self.length
+    lengths: np.ndarray  # real tokens of each row, <int64>[batches, BATCH]
+    widths: np.ndarray  # tokens a row of each batch, padding included, <int64>[batches]
+    length: float
+    width: float
 
 
 def sample_lengths(count: int, *, longest: int = 512, seed: int = 0) -> np.ndarray:
@@ -68,23 +56,21 @@ def plan_epoch(pipeline: str, lengths: np.ndarray, count: int) -> Plan:
     real = np.minimum(lengths[rows], 128) if pipeline == "pad-128" else lengths[rows]
     widths = real.max(axis=1)
     if pipeline == "original":
-        blocks = np.maximum.reduceat(lengths, range(0, len(lengths), BLOCK))
-        widths = blocks[rows // BLOCK].max(axis=1)
+        widths = np.maximum.reduceat(lengths, range(0, len(lengths), BLOCK))[rows // BLOCK].max(axis=1)
     if pipeline == "pad-128":
-        widths = np.full(len(rows), 128)
+        widths[:] = 128
     middles = ((np.arange(count) + 0.5) * len(rows) / count).astype(int)
-    batches = [Batch(real[i], int(widths[i])) for i in np.argsort(widths, kind="stable")[middles]]
-    return Plan(batches, length=float(real.mean()), width=float(widths.mean()))
+    chosen = np.argsort(widths, kind="stable")[middles]
+    return Plan(real[chosen], widths[chosen], float(real.mean()), float(widths.mean()))
 
 
-def make_inputs(batch: Batch, model) -> dict:
-    """Random tokens of the batch's shape: input_ids and attention_mask <int64>[rows, width], labels <int64>[rows]."""
+def make_inputs(lengths: np.ndarray, width: int, model) -> dict:
+    """Random tokens of a batch's shape: input_ids and attention_mask <int64>[rows, width], labels <int64>[rows]."""
     import torch
 
-    rows = len(batch.lengths)
-    mask = torch.arange(batch.width) < torch.from_numpy(batch.lengths)[:, None]
-    ids = torch.randint(SPECIAL, model.config.vocab_size, (rows, batch.width)).where(mask, model.config.pad_token_id)
-    labels = torch.randint(0, model.config.num_labels, (rows,))
+    mask = torch.arange(width) < torch.from_numpy(lengths)[:, None]
+    ids = torch.randint(SPECIAL, model.config.vocab_size, mask.shape).where(mask, model.config.pad_token_id)
+    labels = torch.randint(0, model.config.num_labels, (len(lengths),))
     inputs = {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
@@ -114,18 +100,6 @@ def base_shapes() -> dict:
 
     mini = AutoConfig.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False, num_labels=len(LABELS))
     return {"roberta-base": full_size_shape(ROBERTA_BASE), "roberta-mini": mini}
-
-
-def load_tokenizer():
-    """The bundled base's tokenizer, whose words the texts are made of."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False)
-
-
-def longest_of(shape) -> int:
-    """Tokens at which texts for a model of `shape` are cut; RoBERTa's positions begin after the padding index."""
-    return min(512, shape.max_position_embeddings - 2)
 
 
 def set_base_dropout(model, probability: float) -> None:
