@@ -14,12 +14,18 @@ from contextlib import contextmanager
 __version__ = "1.0.0"  # also that of the installed package and of CITATION.cff
 
 
+def in_notebook() -> bool:
+    """Whether what is printed is shown by a notebook: there stderr is red, so our messages and bars go to stdout."""
+    return type(sys.stdout).__module__.startswith("ipykernel")
+
+
 def quiet() -> None:
     """Leave the reader our messages and one progress bar. Call before transformers is imported.
 
     Hidden are the libraries' own bars and remarks about their next versions; errors still show.
     """
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    stream = sys.stdout if in_notebook() else sys.stderr
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=stream)
     logging.getLogger(__name__).setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

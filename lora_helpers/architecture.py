@@ -17,7 +17,10 @@ from .config import get_profile
 
 
 def draw_architecture(record: dict) -> Figure:
-    """The figure for a record's `shape`, `config` and `parameters`; places are in inches from the lower left."""
+    """A model from text to class, one of its layers, and LoRA's A and B beside one of its matrices, to scale.
+
+    `record` needs `shape`, `config` and `parameters` alone. Places are in inches from the lower left.
+    """
     shape, layers, rank = record["shape"], record["shape"]["num_hidden_layers"], record["config"]["lora_rank"]
     inch = 1.7 / max(shape["W"])  # of the drawing, a row or column
     tall, wide = inch * shape["W"][0], inch * shape["W"][1]

@@ -6,6 +6,8 @@ can be read at a width of 400 pixels, or None where the record has too little to
 
 from __future__ import annotations
 
+from base64 import b64encode
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,16 @@ FIGURES = {
     "lengths": draw_lengths,
     "norms": draw_norms,
 }
+
+
+def to_html(files: dict[str, Path], *kinds: str) -> str:
+    """HTML of those `kinds` that are among `files`, for a notebook; what a `draw_…` function says it draws is read aloud."""
+    return "".join(
+        f'<img width="480" alt="{escape(FIGURES[kind].__doc__.splitlines()[0])}"'
+        f' src="data:image/png;base64,{b64encode(files[kind].read_bytes()).decode()}">'
+        for kind in kinds
+        if kind in files
+    )
 
 
 def make_axes(columns: int = 1, size=(6.4, 4.2), *, rows: int = 1, **named):

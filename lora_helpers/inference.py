@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import loading
+from . import in_notebook, loading
 from .batching import batches_by_tokens, pad
 from .checkpoints import Verification, load_checkpoint
 from .config import LABELS, PRECISIONS
@@ -223,12 +223,11 @@ def _mention_int8() -> None:
 
 
 def _progress_bar(documents: int, *, wanted: bool):
-    """A bar on stderr if it is a terminal, so that no log is filled; in a notebook on stdout, where nothing is red."""
+    """A bar on stderr if it is a terminal, so that no log is filled; in a notebook on stdout."""
     from tqdm import tqdm
 
-    notebook = type(sys.stdout).__module__.startswith("ipykernel")
-    silent = not wanted or (False if notebook else None)  # None: where no terminal is
-    file = sys.stdout if notebook else sys.stderr
+    silent = not wanted or (False if in_notebook() else None)  # None: where no terminal is
+    file = sys.stdout if in_notebook() else sys.stderr
     return tqdm(total=documents, desc="predict", unit=" documents", file=file, disable=silent)
 
 

@@ -112,14 +112,22 @@ def parameter_table(model: PeftModel) -> pd.DataFrame:
     return table
 
 
-def lora_norms(model) -> dict[str, float]:
-    """Frobenius norm of the update (alpha / r) B A of every adapted layer, by the layer's name."""
-    norms = {}
+def lora_norms(model) -> dict[str, dict]:
+    """How far each adapted layer was moved, by its name: the Frobenius `norm` of the update (alpha / r) B A, the same
+    `relative` to W's, the update's `singular_values` (r, the largest first) and the `largest_of_W`."""
+    import torch
+
+    sizes = {}
     for name, module in model.named_modules():
         if hasattr(module, "lora_A") and "default" in module.lora_A:
-            update = module.lora_B["default"].weight @ module.lora_A["default"].weight
-            norms[name.removeprefix("base_model.model.")] = module.scaling["default"] * update.norm().item()
-    return norms
+            W, update = module.base_layer.weight.detach(), module.get_delta_weight("default").detach()
+            sizes[name.removeprefix("base_model.model.")] = {
+                "norm": update.norm().item(),
+                "relative": (update.norm() / W.norm()).item(),
+                "singular_values": torch.linalg.svdvals(update)[: module.r["default"]].tolist(),
+                "largest_of_W": torch.linalg.matrix_norm(W, 2).item(),
+            }
+    return sizes
 
 
 def shape_of(model) -> dict:

@@ -353,7 +353,13 @@ def test_norms_follow_the_formula(unbroken):
     config, run_dir, record = unbroken
     model, _, _ = load_checkpoint(list_checkpoints(run_dir)[-1])
     state = model.state_dict()
-    for name, norm in record["lora_norms"].items():
+    for name, found in record["lora_norms"].items():
         A, B = (state[f"base_model.model.{name}.lora_{m}.default.weight"] for m in "AB")
         by_hand = config.lora_alpha / config.lora_rank * math.sqrt(((B @ A) ** 2).sum().item())
-        assert norm == pytest.approx(by_hand, rel=1e-4) and norm > 0
+        assert found["norm"] == pytest.approx(by_hand, rel=1e-4) and found["norm"] > 0
+        W = state[f"base_model.model.{name}.base_layer.weight"]
+        assert found["relative"] == pytest.approx(by_hand / math.sqrt((W**2).sum().item()), rel=1e-4)
+        first, second = found["singular_values"]  # of a matrix of rank 2: their squares add up to the norm's
+        assert first > second > 0 and math.hypot(first, second) == pytest.approx(by_hand, rel=1e-4)
+        squares = (W.T @ W).double()  # its eigenvalues are the squares of W's singular values
+        assert found["largest_of_W"] ** 2 == pytest.approx(torch.linalg.eigvalsh(squares)[-1].item(), rel=1e-4)

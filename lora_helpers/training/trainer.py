@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 
+from .. import in_notebook
 from ..batching import LengthGroupedSampler
 from ..errors import CheckFailed
 from ..evaluation import trainer_metrics
@@ -88,6 +90,7 @@ class RunCallback(TrainerCallback):
         if args.process_index:  # the Trainer seeds all alike, and the same units would drop out in every process
             torch.manual_seed(args.seed + args.process_index)
         look = {"desc": self.plan.config.profile, "unit": "step", "mininterval": 1}
+        look["file"] = sys.stdout if in_notebook() else sys.stderr
         hidden = not state.is_world_process_zero
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=hidden, **look)
         require_room(self.plan)
