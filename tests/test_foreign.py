@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_helpers import bases
 from lora_helpers.checkpoints import ADAPTER_CONFIG, MANIFEST, WEIGHTS, verify_checkpoint
+from lora_helpers.config import ROBERTA_BASE, ROBERTA_BASE_REVISION
 from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
@@ -239,6 +242,76 @@ def test_a_random_layer_that_stock_peft_did_not_save_is_refused(tiny_base, tmp_p
     verify_checkpoint(tmp_path / "told")
     with pytest.raises(CheckFailed, match="missing base_model.model.pooler.dense.bias; .*pooler.dense.weight"):
         verify_checkpoint(tmp_path / "stock")
+
+
+def rename(pattern, replacement):
+    def change(weights):
+        for name in [name for name in weights if re.search(pattern, name)]:
+            weights[re.sub(pattern, replacement, name)] = weights.pop(name)
+
+    return change
+
+
+SPELLINGS = {  # how get_peft_model_state_dict of another version calls what today's calls otherwise
+    "0.3 to 0.15, all biases": ("all biases", rename(r"modules_to_save\.default\.", "modules_to_save.")),
+    "without the copies": ("all biases", drop(".modules_to_save.", ".original_module.")),
+    "0.3 and 0.5, biases of the linear layers": ("all biases", rename(r"\.base_layer\.bias$", ".bias")),
+    "0.5, biases of the adapted layers": ("biases of the adapted layers", rename(r"\.base_layer\.bias$", ".bias")),
+    "a head named by where it lies": ("query", rename(r"classifier\.", "classifier.modules_to_save.")),
+    "and by the adapter's name": ("query", rename(r"classifier\.", "classifier.modules_to_save.default.")),
+    "a vector of DoRA as a module": ("DoRA", rename(r"lora_magnitude_vector$", "lora_magnitude_vector.weight")),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_complete_file_of_another_peft_version_computes_the_same(train_stock, rows, name):
+    stock, change = SPELLINGS[name]
+    made = train_stock(**STOCK[stock])
+    before = set(load_file(made.folder / WEIGHTS))
+    change_weights(made.folder, change)
+    assert set(load_file(made.folder / WEIGHTS)) != before
+    classifier = Classifier.from_checkpoint(made.folder)
+    torch.testing.assert_close(logits(classifier, rows), made.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "missing"),
+    [
+        ("all biases", drop("classifier.dense.bias", "modules_to_save.default.dense.bias"), f"{HEAD}.dense.bias"),
+        ("all biases", drop("classifier.modules_to_save", "classifier.dense", "classifier.out_proj"), "weight; .*"),
+        ("all biases", drop("query.base_layer.bias"), "query.base_layer.bias"),
+        ("biases of the adapted layers", drop("base_layer.bias"), "query.base_layer.bias"),  # as PEFT 0.6 to 0.15 wrote
+        ("DoRA", drop("lora_magnitude_vector"), "lora_magnitude_vector"),
+    ],
+)
+def test_a_partial_file_is_refused_however_the_rest_is_spelt(train_stock, name, loss, missing):
+    """A copy of the untrained head is none of the trained one."""
+    made = train_stock(**STOCK[name])
+    verify_checkpoint(made.folder)
+    change_weights(made.folder, loss)
+    with pytest.raises(CheckFailed, match=f"missing .*{missing}"):
+        verify_checkpoint(made.folder)
+
+
+def test_the_copies_beside_a_trained_head_count_for_nothing(train_stock, rows):
+    made = train_stock(**STOCK["all biases"])
+    change_weights(
+        made.folder, lambda w: w.update({n: t + 1 for n, t in w.items() if "modules_to_save" in n or "original_" in n})
+    )
+    classifier = Classifier.from_checkpoint(made.folder)
+    torch.testing.assert_close(logits(classifier, rows), made.logits, atol=1e-5, rtol=0)
+
+
+def test_roberta_base_by_its_short_name_is_the_pinned_one_and_has_the_same_stand_in(foreign, tiny_base, monkeypatch):
+    monkeypatch.setenv("ROBERTA_BASE_DIR", str(tiny_base))
+    monkeypatch.setattr(bases, "PARAMETERS", {})
+    wanted = verify_checkpoint(foreign)
+    change_config(foreign, base_model_name_or_path="roberta-base")
+    found = verify_checkpoint(foreign)
+    assert (found.tensors, found.notices) == (wanted.tensors, wanted.notices)
+    monkeypatch.delenv("ROBERTA_BASE_DIR")
+    with pytest.raises(InputError, match=f"model {ROBERTA_BASE} at {ROBERTA_BASE_REVISION} .*set ROBERTA_BASE_DIR to"):
+        verify_checkpoint(foreign)
 
 
 def write_base(tiny_base, folder, **shape):

@@ -1,12 +1,23 @@
+import hashlib
+import json
+import os
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from lora_helpers.__main__ import main
 from lora_helpers.bases import compute_first_token_alone, load_base
 from lora_helpers.config import get_profile
 from lora_helpers.errors import InputError
 from lora_helpers.files.hub import base_identity
 from lora_helpers.files.places import portable_name
+from lora_helpers.inference import Classifier
 from lora_helpers.model import build_meta_model, build_model, count_parameters, parameter_table
+from lora_helpers.training.run import train
 
 
 def test_roberta_base_has_the_published_counts_without_any_weights():
@@ -18,6 +29,38 @@ def test_roberta_base_has_the_published_counts_without_any_weights():
     assert model.get_nb_trainable_parameters() == (630_532, 125_279_240)
     assert round(100 * 630_532 / 125_279_240, 4) == 0.5033
     assert 124_685_572 - 36_864 == 124_648_708  # the base with a 4-class head
+
+
+def test_mpnet_base_trains_as_many_numbers_as_roberta_base_counted_without_any_weights():
+    """all-mpnet-base-v2 with a 4-class head: 12 layers x 7,087,872; embeddings 30,527 and 514 x 768 and a norm; 32
+    relative positions x 12 heads; the head."""
+    model = build_meta_model(get_profile("mpnet-base"))
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    base = 12 * 7_087_872 + (30_527 + 514 + 2) * 768 + 32 * 12 + 593_668
+    assert base == 109_489_540
+    assert count_parameters(model) == {
+        "lora": 36_864, "head": 593_668, "frozen": base - 593_668, "trainable": 630_532, "total": base + 36_864,
+        "peft_all": base + 36_864 + 593_668,
+    }  # fmt: skip
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".lora_")[0].split("layer.")[-1] for name in trainable if "lora" in name} == {
+        f"{i}.attention.attn.q" for i in range(12)
+    }
+
+
+def test_counts_without_weights_are_those_of_the_model_itself(tiny_config):
+    assert count_parameters(build_meta_model(tiny_config)) == count_parameters(build_model(tiny_config)[0])
+
+
+@pytest.mark.slow
+def test_the_real_mpnet_base_has_the_profiles_shape_and_bytes(monkeypatch):
+    if not os.environ.get("MPNET_BASE_DIR"):
+        pytest.skip("MPNET_BASE_DIR is not set: the weights of all-mpnet-base-v2 are not on this machine")
+    config = get_profile("mpnet-base")
+    identity = base_identity(config.base_model, config.base_revision)
+    assert identity["weights_sha256"] == "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
+    model, tokenizer = build_model(config)
+    assert count_parameters(model) == count_parameters(build_meta_model(config)) and len(tokenizer) == 30_527
 
 
 def test_exactly_the_adapters_and_the_head_are_trainable(tiny_config):
@@ -60,11 +103,25 @@ def test_the_head_is_drawn_by_the_seed(tiny_config):
     assert not torch.equal(head(1), head(2))
 
 
-def test_computing_the_first_token_alone_changes_no_logit_and_no_gradient(tiny_base):
+def tiny_mpnet():
+    import transformers
+
+    return transformers.MPNetConfig(
+        vocab_size=16384, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        initializer_range=0.2, hidden_dropout_prob=0.0, num_labels=4,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "behind"), [("roberta", "output"), ("mpnet", "LayerNorm")])
+def test_computing_the_first_token_alone_changes_no_logit_and_no_gradient(kind, behind, tiny_base):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=4).eval()
+    model = (
+        AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=4)
+        if kind == "roberta"
+        else AutoModelForSequenceClassification.from_config(tiny_mpnet())
+    ).eval()
     batch = AutoTokenizer.from_pretrained(tiny_base)(["oil", "coach quits the club"], return_tensors="pt", padding=True)
 
     def compute():
@@ -79,11 +136,11 @@ def test_computing_the_first_token_alone_changes_no_logit_and_no_gradient(tiny_b
         fast_logits, fast_gradients, fast_tokens = compute()
     assert tokens == batch["input_ids"].shape[1] > fast_tokens == 1
     torch.testing.assert_close(fast_logits, logits, atol=1e-6, rtol=1e-5)
-    assert fast_gradients.keys() == gradients.keys()
+    assert fast_gradients.keys() == gradients.keys() and len(gradients) > 30
     for name, gradient in gradients.items():
         torch.testing.assert_close(fast_gradients[name], gradient, atol=1e-6, rtol=1e-4)
-    behind = model.roberta.encoder.layer[-1].attention.output
-    with behind.register_forward_pre_hook(lambda module, inputs: tuple(each[:, 1:2] for each in inputs)):
+    place = getattr(model.base_model.encoder.layer[-1].attention, behind)
+    with place.register_forward_pre_hook(lambda module, inputs: tuple(each[:, 1:2] for each in inputs)):
         assert not torch.allclose(compute()[0], logits, atol=1e-3)  # another token gives another answer
 
 
@@ -112,9 +169,7 @@ def test_other_encoders_train_every_weight_that_they_did_not_bring(kind, tiny_ba
         shape = transformers.DistilBertConfig(vocab_size=16384, dim=32, n_layers=2, n_heads=2, hidden_dim=64)
         target = "q_lin"
     else:
-        shape = transformers.MPNetConfig(
-            vocab_size=16384, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-        )
+        shape = tiny_mpnet()
         target = "attn.q"
     getattr(transformers, f"{kind}Model")(shape).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path)
@@ -151,6 +206,125 @@ def test_bad_bases_and_targets_are_one_line(tiny_config, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="ROBERTA_BASE_DIR") as caught:
         load_base("FacebookAI/roberta-base", "e2da8e2f811d1448a5b465c236feacd80ffbac7b")
     assert "\n" not in str(caught.value)
+
+
+def unsuitable(kind: str, folder, tiny_base):
+    """A base of another kind in `folder`, with the tiny base's tokenizer; GPT-2's own has no padding token."""
+    import transformers
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    if kind.startswith("GPT2"):
+        shape = transformers.GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2)
+        transformers.GPT2LMHeadModel(shape).save_pretrained(folder)
+    elif kind == "BART":
+        sizes = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 32))}
+        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        shape = transformers.BartConfig(vocab_size=len(tokenizer), d_model=32, **sizes, **heads)
+        transformers.BartModel(shape).save_pretrained(folder)
+    else:
+        shape = transformers.ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+        transformers.ViTModel(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if kind == "GPT2":
+        path = folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text()) | {"tokenizer_class": "GPT2Tokenizer", "pad_token": None}
+        path.write_text(json.dumps(settings))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("GPT2", "no padding token"), ("BART", "type bart, an encoder with a decoder"), ("ViT", "type vit, without such")],
+)
+def test_a_base_that_is_no_encoder_with_a_head_is_one_line(kind, said, tiny_base, tmp_path, capsys):
+    base = unsuitable(kind, tmp_path / "base", tiny_base)
+    command = ["train", "mini", "--base-model", base, "--output-dir", str(tmp_path / "run"), "--lora-targets", "c_attn"]
+    capsys.readouterr()
+    assert main(command) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0] and "wanted an encoder for which" in lines[0]
+    assert "restore" not in lines[0] and not (tmp_path / "run").exists()
+
+
+def test_a_decoder_with_a_padding_token_finds_the_last_token_before_it(tiny_base, tmp_path):
+    model, tokenizer, _ = load_base(unsuitable("GPT2 with padding", tmp_path / "base", tiny_base), None)
+    model.eval()
+    rows = tokenizer(["oil", "coach quits the club"], return_tensors="pt", padding=True)
+    alone = tokenizer(["oil"], return_tensors="pt")
+    torch.testing.assert_close(model(**rows).logits[:1], model(**alone).logits, atol=1e-5, rtol=1e-4)
+
+
+def with_other_padding(tiny_base, folder):
+    """The tiny base with its words in another order: <pad> is 0, where RoBERTa's is 1. BERT counts positions from 0."""
+    import transformers
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    words = content["model"]["vocab"]
+    swap = {words["<s>"]: words["<pad>"], words["<pad>"]: words["<s>"]}
+    words["<s>"], words["<pad>"] = words["<pad>"], words["<s>"]
+    for token in content["added_tokens"]:
+        token["id"] = swap.get(token["id"], token["id"])
+    content["post_processor"]["cls"][1] = words["<s>"]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    shape = transformers.BertConfig(
+        vocab_size=16384, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=48, initializer_range=0.2,
+    )  # fmt: skip
+    transformers.BertModel(shape).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_base_with_another_padding_id_and_texts_longer_than_its_positions(tiny_base, tmp_path):
+    """Trained, saved, loaded and asked: a short text beside a long one gets what it gets alone, and nothing overruns."""
+    base = with_other_padding(tiny_base, tmp_path / "base")
+    _, tokenizer, _ = load_base(base, None)
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id) == (0, 1)
+    config = get_profile(
+        "mini", base_model=base, max_length=48, max_steps=2, eval_steps=2, save_steps=2, warmup_steps=0
+    )
+    with pytest.raises(InputError, match="has 48 positions"):
+        train(config.replace(max_length=49), tmp_path / "too long")
+    train(config, tmp_path / "run")
+    classifier = Classifier.from_checkpoint(tmp_path / "run" / "checkpoint-2", max_length=500)
+    assert classifier.max_length == 48
+    long = "coach quits the club " * 100
+    together = classifier.predict_probabilities(["oil", long, "", "bank"])
+    alone = [classifier.predict_probabilities([text])[0] for text in ("oil", long, "", "bank")]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.abs(together[0] - together[3]).max() > 1e-4  # the text matters
+
+
+def test_a_base_is_hashed_once_a_process_in_blocks_and_again_when_a_byte_changes(tmp_path, monkeypatch):
+    size = 32 << 20  # bytes
+    with (tmp_path / "model.safetensors").open("wb") as stream:
+        stream.truncate(size)
+    (tmp_path / "config.json").write_text("{}")
+    opened = []
+    stock = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *rest, **more: opened.append(path.name) or stock(path, *rest, **more)
+    )
+    tracemalloc.start()
+    try:
+        first = base_identity(str(tmp_path), None)
+        assert tracemalloc.get_traced_memory()[1] < size / 8
+    finally:
+        tracemalloc.stop()
+    reads = len(opened)
+    assert base_identity(str(tmp_path), None) == first and len(opened) - reads < 2  # the look for a pointer alone
+    everything = b"config.json\0{}model.safetensors\0" + bytes(size)
+    assert first["sha256"] == hashlib.sha256(everything).hexdigest()
+    assert first["weights_sha256"] == hashlib.sha256(bytes(size)).hexdigest()
+    time.sleep(0.05)  # file systems stamp with the clock's tick
+    before = (tmp_path / "model.safetensors").stat()
+    with (tmp_path / "model.safetensors").open("r+b") as stream:
+        stream.write(b"1")
+    os.utime(tmp_path / "model.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))  # as an unpacked archive may
+    changed = base_identity(str(tmp_path), None)
+    assert changed["sha256"] != first["sha256"] and changed["weights_sha256"] != first["weights_sha256"]
 
 
 def test_names_are_portable_and_identities_follow_the_bytes(tiny_base):
