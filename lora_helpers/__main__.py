@@ -127,6 +127,23 @@ def _show_notices(verification) -> None:
         print(f"notice: {notice}", file=sys.stderr)
 
 
+@command("checkpoints/mini-agnews/checkpoint-2400 my-model", CHECKPOINT | {
+    "target": {"type": Path, "metavar": "DIR", "help": "a new folder"},
+    "--adapter": {"action": "store_true", "help": "the adapter alone, for PEFT"},
+    "--onnx": {"action": "store_true", "help": "for onnxruntime; takes onnx and onnxscript"},
+    "--base-name": {"metavar": "NAME", "help": "the base's name on the Hub, for adapter and card"},
+})  # fmt: skip
+def export(checkpoint, target, adapter, onnx, base_name) -> None:
+    """Write a folder that plain transformers loads, with a model card: the adapter merged into the base."""
+    if adapter and onnx:
+        raise InputError("export: give --adapter, --onnx or neither")
+    from .export import export_checkpoint
+
+    form = "adapter" if adapter else "onnx" if onnx else "merged"
+    export_checkpoint(checkpoint, target, form=form, base_name=base_name)
+    print(f"{target}: written")
+
+
 @command("checkpoints/runs/mini-1 --output-dir my-figures", {
     "run_dirs": {"nargs": "*", "type": Path, "metavar": "RUN_DIR", "help": "default: the committed runs"},
     "--output-dir": {"type": Path, "metavar": "DIR", "default": REPOSITORY / "figures", "help": "default: figures"},

@@ -184,6 +184,7 @@ def test_version(capsys):
         (("predict", CHECKPOINT, "text", "--id-column", "id"), "--id-column with --input"),
         (("predict", CHECKPOINT, "text", "--text-column", "a,b"), "--text-column and --id-column with --input"),
         (("predict", CHECKPOINT, "--input", "in.csv", "--output", "out.csv", "--json"), "--json goes with texts"),
+        (("export", CHECKPOINT, "x", "--adapter", "--onnx"), "give --adapter, --onnx or neither"),
         (("predict", CHECKPOINT, "text", "--precision", "int4"), "argument --precision: invalid choice: 'int4'"),
     ],
 )
@@ -346,3 +347,16 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path, tiny_run, tiny_base,
     )
     assert all((before[name] - after[name]).abs().max() < 1e-6 for name in before)
     assert any((before[name] - cold[name]).abs().max() > 1e-3 for name in before)
+
+
+def test_export_writes_the_form_that_was_asked_for(tmp_path, tiny_run, capsys):
+    """What each form holds is tested with its function; here that the options reach it."""
+    checkpoint = tiny_run / "checkpoint-10"
+    assert run("export", checkpoint, tmp_path / "merged") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'merged'}: written\n"
+    assert (tmp_path / "merged" / "model.safetensors").is_file() and (tmp_path / "merged" / "README.md").is_file()
+    assert run("export", checkpoint, tmp_path / "adapter", "--adapter", "--base-name", "someone/some-base") == 0
+    adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "someone/some-base"
+    assert run("export", checkpoint, tmp_path / "merged") == 2
+    assert "exists already" in capsys.readouterr().err
