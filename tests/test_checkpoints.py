@@ -32,6 +32,7 @@ def foreign(copy):
     return copy
 
 
+@pytest.mark.slow
 def test_a_fresh_process_from_another_folder_computes_the_same_logits(whole, tmp_path):
     here = Classifier.from_checkpoint(whole).predict_probabilities(TEXTS)
     code = (

@@ -32,6 +32,7 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
+@pytest.mark.slow
 def test_train_then_evaluate_verify_figures(tmp_path, tiny_base, capsys):
     run_dir = tmp_path / "run"
     fields = ("--base-model", tiny_base, "--max-length", 32, "--max-steps", 30, "--eval-steps", 10, "--save-steps", 20)

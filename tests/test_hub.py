@@ -97,6 +97,7 @@ def fresh(served, repositories, tmp_path):
     return hub, client, ("train", "original", "--output-dir", tmp_path / "run", *_flags(ONE))
 
 
+@pytest.mark.slow
 def test_20_steps_of_both_profiles_from_the_hub_and_their_checkpoints_reloaded(runs):
     for outcome in runs.statuses.values():
         _require_success(outcome)

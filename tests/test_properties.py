@@ -60,6 +60,7 @@ def require_same_predictions(classifier, texts, order, budget, window):
     np.testing.assert_allclose(*logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @MODEL
 @given(data=st.data(), texts=TEXTS, budget=st.sampled_from([1, 40, 4096]), window=st.integers(1, 9))
 def test_a_prediction_depends_on_its_text_alone(classifier, data, texts, budget, window):

@@ -23,6 +23,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["original", "roberta-base"])
 def test_20_steps_then_a_new_process_computes_the_same_logits(
     profile, roberta_base_dir, ag_news_dir, tmp_path, monkeypatch
