@@ -226,6 +226,7 @@ def test_the_commands_in_readme(sandbox, tiny_base, monkeypatch, capsys):
         assert main(line + tiny * (line[0] == "train")) == 0, (line, capsys.readouterr().err)
     assert "Business" in capsys.readouterr().out
     assert [row["Label"] for row in csv.DictReader((sandbox / "labels.csv").open())] == ["1", "3"]
+    assert (sandbox / "my-model" / "model.safetensors").is_file()
     assert len(list((sandbox / "my-figures").glob("mine-*.png"))) >= 5
     assert (runs / "mini-agnews-1" / "run.json").is_file()
 
