@@ -10,11 +10,13 @@ from pathlib import Path
 
 from hub_server import Repository
 
-from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, ROBERTA_BASE, ROBERTA_BASE_REVISION
+from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, MPNET_BASE, PINNED, ROBERTA_BASE, ROBERTA_BASE_REVISION
+from lora_helpers.files.places import CHECKPOINTS
 
 # 50,265 tokens, 514 positions, a type and a norm (2) of width 32; 2 layers of 8,544; a 4-class head of 1,188.
 SMALL_PARAMETERS = (50_265 + 514 + 1 + 2) * 32 + 2 * 8_544 + 1_188
-SMALL_COUNTS = {ROBERTA_BASE: SMALL_PARAMETERS}
+# 16,384 tokens of the bundled tokenizer, 514 positions and a norm of width 32; relative positions: 32 for 2 heads.
+SMALL_COUNTS = {ROBERTA_BASE: SMALL_PARAMETERS, MPNET_BASE: (16_384 + 514 + 2) * 32 + 32 * 2 + 2 * 8_544 + 1_188}
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 
 
@@ -42,6 +44,20 @@ def build_base(folder: Path, source: Path, **shape) -> None:
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(source / name, folder / name)
     (folder / "pytorch_model.bin").write_bytes(b"not to be asked for")
+
+
+def build_mpnet(root: Path) -> Repository:
+    """all-mpnet-base-v2's repository in small, random weights of seed 0, and a file beside them that nobody should need."""
+    import torch
+    from transformers import MPNetConfig, MPNetModel
+
+    torch.manual_seed(0)
+    folder = root / "mpnet"
+    MPNetModel(MPNetConfig(vocab_size=16_384, max_position_embeddings=514, **SMALL)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(CHECKPOINTS / "roberta-mini" / name, folder / name)
+    (folder / "pytorch_model.bin").write_bytes(b"not to be asked for")
+    return Repository("models", MPNET_BASE, PINNED[MPNET_BASE], folder)
 
 
 def build_data(folder: Path, source: Path, **rows: int) -> None:

@@ -1,3 +1,5 @@
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -7,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from lora_helpers.__main__ import main
 from lora_helpers.checkpoints import MANIFEST, load_checkpoint, verify_checkpoint
+from lora_helpers.config import LABELS
 from lora_helpers.errors import CheckFailed, InputError
-from lora_helpers.files.manifests import read_manifest, seal
+from lora_helpers.files.manifests import read_manifest, seal, write_atomically
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
 
@@ -88,3 +92,61 @@ def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path):
         verify_checkpoint(tmp_path / "missing")
     with pytest.raises(InputError, match="is no checkpoint"):
         verify_checkpoint(tmp_path)
+
+
+def test_a_run_given_for_a_checkpoint_names_its_checkpoints_and_the_best(tiny_run, tmp_path, capsys):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    shutil.copytree(run / "checkpoint-10", run / "checkpoint-5")
+    shutil.copytree(run / "checkpoint-10", run / "checkpoint-20")
+    record = json.loads((run / "run.json").read_text()) | {"best_saved_step": 10}
+    (run / "run.json").write_text(json.dumps(record))
+    assert main(["predict", str(run), "Oil prices rise"]) == 2
+    line = capsys.readouterr().err
+    assert "it holds checkpoint-5, checkpoint-10, checkpoint-20; checkpoint-10 has the best validation accuracy" in line
+    assert line.endswith(f"name one, as in {run / 'checkpoint-10'}\n")
+    (run / "run.json").unlink()  # stopped before its end
+    with pytest.raises(InputError, match="checkpoint-20; name one, as in .*checkpoint-20$"):
+        verify_checkpoint(run)
+
+
+def test_an_adapter_in_a_subfolder_is_named(copy):
+    copy.rename(copy.with_name("adapter"))
+    with pytest.raises(InputError, match="but it holds adapter; name one, as in .*adapter$"):
+        verify_checkpoint(copy.parent)
+
+
+QUIET = """
+import sys; sys.path.insert(0, sys.argv[1])
+from transformers.utils import logging
+before = logging.get_verbosity()
+from lora_helpers.inference import Classifier
+print(Classifier.from_checkpoint(sys.argv[2]).predict(["Central bank raises rates"])["name"][0])
+assert logging.get_verbosity() == before
+"""
+
+
+@pytest.mark.slow
+def test_loading_says_nothing_that_was_not_asked(whole, tmp_path):
+    """transformers would report a "newly initialized" head, which the adapter brings."""
+    command = [sys.executable, "-c", QUIET, str(REPOSITORY), str(whole)]
+    plain = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=plain)
+    assert found.returncode == 0 and found.stdout.strip() in LABELS and found.stderr == ""
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_file_written_whole_has_the_users_permissions(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "new", "text\n")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert [path.name for path in tmp_path.iterdir()] == ["new"] and (tmp_path / "new").read_bytes() == b"text\n"
+
+
+def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path):
+    (tmp_path / "old").write_text("as it was")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(tmp_path / "old", "half a pair: \ud800")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old", "as it was")]

@@ -10,12 +10,13 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hub_client import Client
-from hub_repositories import SMALL, SMALL_COUNTS, build_repositories
+from hub_repositories import SMALL, SMALL_COUNTS, build_mpnet, build_repositories
 from hub_server import Fault, HubServer
 
-from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, ROBERTA_BASE, ROBERTA_BASE_REVISION
+from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, MPNET_BASE, PINNED, ROBERTA_BASE, ROBERTA_BASE_REVISION
 from lora_helpers.records import read_record
 
 ROWS = {"train": 2000, "test": 400}
@@ -152,6 +153,104 @@ def test_verify_fetches_no_base_that_an_adapter_alone_names(fresh, repositories,
     _require_success(client.run("predict", checkpoint, "Oil prices rise"))
     assert len(client.announced) == 1 and "fetching model somebody/base at" in client.announced[0]
     _require_success(client.run("verify", checkpoint))  # now it is here
+
+
+CUT_OFF = """
+import socket, time
+from lora_helpers.bases import load_base
+from lora_helpers.config import get_profile
+from lora_helpers.data import load_ag_news
+from lora_helpers.errors import InputError
+from lora_helpers.files.hub import is_at_hand
+tried = []
+def fail(*place, **options):
+    tried.append(place)
+    time.sleep({seconds})
+    raise ConnectionRefusedError(111, "Connection refused")
+socket.create_connection = fail
+def refused(load, *arguments):
+    began, before = time.monotonic(), len(tried)
+    try:
+        load(*arguments)
+    except InputError as error:
+        print(error)
+    assert time.monotonic() - began < 2.9 and len(tried) == before + 1, (time.monotonic() - began, tried)
+refused(load_base, {base!r}, {revision!r})
+refused(load_base, "somebody/base", "0" * 40)
+refused(load_ag_news, get_profile("original"))
+assert not is_at_hand({base!r}, {revision!r}, kind="model")
+assert main(["train", "original", "--dataset", "bundled", "--output-dir", {run!r}]) == 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "reason"), [(0, "Connection refused"), (60, "no answer from 127.0.0.1 within 2 s")]
+)
+def test_the_hubs_absence_is_said_within_two_seconds_with_advice_that_fits(seconds, reason, fresh, tmp_path):
+    """Its own client would try six times in 25 seconds; the look-up of a name, which hangs first, has no limit at all."""
+    _, client, _ = fresh
+    code = CUT_OFF.format(seconds=seconds, base=ROBERTA_BASE, revision=ROBERTA_BASE_REVISION, run=str(tmp_path / "run"))
+    status, lines = client.execute(code)
+    assert status == 0 and len(lines) == 4 and all(reason in line for line in lines), lines
+    train, base, other, data = (line.split("); ")[1] for line in lines)  # errors are not buffered
+    assert base == "connect to the Hub, set ROBERTA_BASE_DIR to a folder with its files"
+    assert other == "connect to the Hub, name a folder that holds its files"
+    assert data.startswith("connect to the Hub, set AG_NEWS_DIR to a folder with train.csv")
+    assert train.startswith(base) and "profile mini" in train and not (tmp_path / "run").exists()
+
+
+MPNET_TRAIN = {
+    **{"dataset": "bundled", "max-length": 64, "max-steps": 2},
+    **{"eval-steps": 2, "save-steps": 2, "warmup-steps": 1},
+}
+ONE_LINE = """
+from lora_helpers.inference import Classifier
+classifier = Classifier.from_checkpoint({checkpoint!r})
+print("notices", classifier.verification.notices)
+print("found", classifier.predict_probabilities({texts!r}).tolist())
+"""
+PLAIN_PEFT = """
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+from transformers.utils import logging
+logging.set_verbosity_error()
+model = AutoPeftModelForSequenceClassification.from_pretrained({checkpoint!r}, num_labels=4).eval()
+rows = AutoTokenizer.from_pretrained({checkpoint!r})({texts!r}, padding=True, return_tensors="pt")
+with torch.no_grad():
+    print("found", model(**rows).logits.softmax(-1).tolist())
+"""
+
+
+def test_mpnet_base_trained_on_a_folder_is_loaded_in_one_line_from_the_hub_and_by_plain_peft(fresh, tmp_path):
+    hub, client, _ = fresh
+    repository = build_mpnet(tmp_path)
+    hub.repositories.append(repository)
+    stand_in = f"import os; os.environ['MPNET_BASE_DIR'] = {str(repository.folder)!r}\n"
+    train = ["train", "mpnet-base", "--output-dir", str(tmp_path / "run"), *map(str, _flags(MPNET_TRAIN))]
+    _require_success(client.execute(f"{stand_in}assert main({train!r}) == 0"))
+    assert not hub.log  # the folder stood in for the Hub
+    given = {"checkpoint": str(tmp_path / "run" / "checkpoint-2"), "texts": TEXTS}
+    wanted = _found(client.execute(stand_in + ONE_LINE.format(**given)))
+
+    outcome = client.execute(ONE_LINE.format(**given))
+    np.testing.assert_allclose(_found(outcome), wanted, atol=1e-6)
+    assert "notices []" in outcome[1]  # what the folder held and what the Hub has are the same bytes
+    announced = [line for line in client.announced if MPNET_BASE in line]
+    assert len(announced) == len(client.announced) == 1
+    pinned = f"/{MPNET_BASE}/(tree|resolve|revision)/{PINNED[MPNET_BASE]}|/storage/model.safetensors/"
+    assert hub.log and all(re.search(pinned, request.path) for request in hub.log)
+    np.testing.assert_allclose(_found(client.execute(PLAIN_PEFT.format(**given))), wanted, atol=1e-5)
+
+    client.forget()
+    hub.repositories[-1] = _changed(repository, tmp_path / "weights", _change_one_weight)
+    _require_one_line(client.run("verify", given["checkpoint"]), 1, "not the ones this checkpoint was trained on")
+    client.forget()
+    hub.repositories[-1] = _changed(
+        repository, tmp_path / "words", lambda f: edit_json(f / "tokenizer_config.json", a=1)
+    )
+    status, lines = client.run("verify", given["checkpoint"])
+    assert status == 0 and "the weights are the same, the tokenizer's files were not compared" in "".join(lines)
 
 
 def test_offline_the_cache_gives_the_same_run_to_the_bit(runs):
@@ -324,6 +423,12 @@ def _reload(client: Client, folder: Path, run: str, name: str) -> tuple[int, lis
 def _require_success(outcome: tuple[int, list[str]]) -> None:
     status, lines = outcome
     assert status == 0, "\n".join(lines)
+
+
+def _found(outcome: tuple[int, list[str]]) -> np.ndarray:
+    """The probabilities that a piece of code printed."""
+    _require_success(outcome)
+    return np.array(json.loads(next(line for line in outcome[1] if line.startswith("found"))[6:]))
 
 
 def _require_one_line(outcome: tuple[int, list[str]], status: int, pattern: str) -> None:
