@@ -42,10 +42,8 @@ class Plan:
 
 
 def choose_arithmetic(config: RunConfig, model) -> str:
-    """FLOAT32, or BFLOAT16 where `mixed_precision` asks for it and the machine has instructions for it.
-
-    T4 and older GPUs emulate bfloat16, slowly; so do CPUs without AVX-512 BF16 or AMX.
-    """
+    """FLOAT32, or BFLOAT16 where `mixed_precision` asks for it and the machine has instructions for it: a T4 and older
+    GPUs, and CPUs without AVX-512 BF16 or AMX, emulate them slowly."""
     if torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -55,10 +53,7 @@ def choose_arithmetic(config: RunConfig, model) -> str:
 
 
 class OneDeviceArguments(TrainingArguments):
-    """Training arguments under which a process computes on one device.
-
-    Without a launcher the Trainer would feed each of several GPUs a batch of its own: 16 rows would be 32.
-    """
+    """One device a process: without a launcher the Trainer feeds each of two GPUs 16 rows, and the step has 32."""
 
     @property
     def n_gpu(self) -> int:
@@ -109,8 +104,7 @@ def make_arguments(plan: Plan) -> OneDeviceArguments:
 
 @contextmanager
 def restored_precision() -> Iterator[None]:
-    """Leave float32 arithmetic as it was: TF32 is a switch of the whole process, and whoever predicts after a run
-    in the same notebook expects float32."""
+    """Leave TF32, a switch of the whole process, as it was: who predicts after a run in a notebook expects float32."""
     before = torch.backends.fp32_precision
     try:
         yield

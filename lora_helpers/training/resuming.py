@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 LENGTHS = {"max_steps", "warmup_steps", "eval_steps", "save_steps"}  # with other ones a run is another schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Beginning:
     """Where the caller of `run.train` wants to begin, as it says there."""
 
@@ -49,7 +49,9 @@ def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
         if checkpoint.is_dir() and not (checkpoint / MANIFEST).is_file():
             raise InputError(f"{checkpoint} has no manifest: it was not written by this project and cannot be resumed")
         return _open_as_sealed(checkpoint)
-    whole = list_checkpoints(output_dir) if beginning.resume else []
+    if not beginning.resume:
+        return None
+    whole = list_checkpoints(output_dir)
     for folder in sorted(set(output_dir.glob("checkpoint-*")) - set(whole)):
         logger.warning("%s skipped: it has no manifest, its writing was cut short", folder.name)
     for checkpoint in reversed(whole):
@@ -62,17 +64,15 @@ def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
 
 def _open_as_sealed(checkpoint: Path) -> Start:
     """Nothing damaged, nothing added (a `model.safetensors` the Trainer would load instead of the adapter), its own name."""
-    checkpoint = checkpoint.resolve()
-    found = verify_checkpoint(checkpoint, fetch=True)
+    path = checkpoint.resolve()
+    found = verify_checkpoint(path, fetch=True)
     if found.unlisted:
-        unlisted = ", ".join(found.unlisted)
-        raise CheckFailed(f"{checkpoint} holds {unlisted}, which its manifest does not list; remove it")
-    if not (checkpoint / "optimizer.pt").is_file():
-        way = "predicts but cannot be continued; take the run's last checkpoint"
-        raise CheckFailed(f"{checkpoint} holds no optimizer state, so it {way}")
-    if checkpoint.name != f"checkpoint-{found.step}":
-        raise CheckFailed(f"{checkpoint} was written at step {found.step}; name it checkpoint-{found.step} again")
-    return Start(checkpoint, read_manifest(checkpoint))
+        raise CheckFailed(f"{path} holds {', '.join(found.unlisted)}, which its manifest does not list; remove it")
+    if not (path / "optimizer.pt").is_file():
+        raise CheckFailed(f"{path} holds no optimizer state: it predicts but cannot be continued; take the run's last")
+    if path.name != f"checkpoint-{found.step}":
+        raise CheckFailed(f"{path} was written at step {found.step}; name it checkpoint-{found.step} again")
+    return Start(path, read_manifest(path))
 
 
 def require_same_run(start: Start, config: RunConfig, splits: Splits, *, allow_other_data: bool) -> None:
@@ -92,7 +92,7 @@ def require_same_run(start: Start, config: RunConfig, splits: Splits, *, allow_o
 
 def describe_resumption(start: Start, details: dict) -> dict:
     """What manifests and record keep of the checkpoint that a run goes on from: where it lay, how it was computed, and
-    whether the data were changed, now or when it was resumed before. A warning says what `details` have otherwise."""
+    whether the data were changed, now or when it was resumed before. Warned is of what this run's `details` say otherwise."""
     then = {"world_size": 1, "arithmetic": "float32"} | start.manifest  # true of every manifest that does not say
     dropout = details["config"]["base_dropout"] or details["config"]["lora_dropout"]
     for name, effect in (("arithmetic", "rounding"), ("world_size", dropout and "dropout masks")):
@@ -111,13 +111,13 @@ def take_weights(model, checkpoint: Path) -> dict:
 
     source = load_checkpoint(checkpoint)[0]
     theirs, mine = (dict(each.named_parameters()) for each in (source, model))
-    frozen = [name for name, p in mine.items() if not p.requires_grad and "original_module" not in name]
     if _shapes(source) != _shapes(model):
         raise InputError(f"{checkpoint} has other adapters, another head or a base of another shape; use its lora_…")
-    if not all(torch.equal(mine[name], theirs[name]) for name in frozen):
+    base = [name for name, p in mine.items() if not p.requires_grad and "original_module" not in name]
+    if not all(torch.equal(mine[name], theirs[name]) for name in base):
         raise InputError(f"{checkpoint} was trained on another base model; use its base_model")
     with torch.no_grad():
-        for name in mine.keys() - frozen:
+        for name in (name for name, p in mine.items() if p.requires_grad):
             mine[name].copy_(theirs[name])
     about = {"checkpoint": relative_to_repository(checkpoint), "adapter_sha256": hash_file(checkpoint / WEIGHTS)}
     return {"warm_started_from": about}

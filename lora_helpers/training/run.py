@@ -57,8 +57,8 @@ def train(
     from .arguments import restored_precision
 
     output_dir = Path(output_dir)
-    resume_from, warm_start = (path and Path(path) for path in (resume_from, warm_start))
-    beginning = Beginning(resume, resume_from, warm_start, allow_other_data)
+    paths = {"resume_from": resume_from and Path(resume_from), "warm_start": warm_start and Path(warm_start)}
+    beginning = Beginning(resume=resume, allow_other_data=allow_other_data, **paths)
     if not leads():
         logging.getLogger("lora_helpers").setLevel(logging.ERROR)
     with (
