@@ -27,7 +27,7 @@ class LengthGroupedSampler:
         self.batch_size, self.order, self.seed, self.epoch = batch_size, order, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by `callbacks.RunCallback` at the start of every epoch, resumed ones included."""
+        """Called by `training.trainer.RunCallback` at the start of every epoch, resumed ones included."""
         self.epoch = epoch
 
     def __len__(self) -> int:

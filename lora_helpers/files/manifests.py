@@ -1,6 +1,6 @@
 """What makes a folder a whole checkpoint: `manifest.json`, written last, with the SHA-256 of every file and of itself.
 
-`callbacks` seals, `checkpoints` compares. Whatever must stand whole or not at all is written by `write_atomically`.
+`training.trainer` seals, `checkpoints` compares. Whatever must stand whole or not at all is written by `write_atomically`.
 """
 
 from __future__ import annotations

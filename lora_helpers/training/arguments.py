@@ -1,5 +1,5 @@
 """What a run is made of, its `Plan`, and the `TrainingArguments` that follow from it and from the device. Weights are
-float32 on all of them. `run` imports this when a run begins: it loads transformers.
+float32 on all of them. `run` imports this when a run begins, since it loads transformers.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def failures_in_one_sentence(config: RunConfig, output_dir: Path, beginning: Beg
             raise _of_all(CheckFailed(f"another process of this run ended, and said why; {way_on}")) from error
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
             less = "a new run with a smaller batch_size or max_length, or --resume with a smaller eval_batch_size"
-            raise InputError(f"{output_dir}: {said}; less memory needs {less}; {way_on}") from error
+            raise InputError(f"{output_dir}: {said}; what needs less: {less}; {way_on}") from error
         if isinstance(error, RuntimeError) and "inline_container.cc" not in str(error):  # torch.save's writer
             raise
         reason, file = getattr(error, "strerror", None) or said, getattr(error, "filename", None)
