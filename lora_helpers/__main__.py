@@ -105,13 +105,18 @@ def predict(checkpoint, texts, input, output, text_column, id_column, as_json, p
         count = classifier.predict_file(input, output, probabilities=probabilities, **columns)
         print(f"{output}: {count} documents labelled")
         return
-    table = classifier.predict(texts, probabilities=probabilities)
+    columns = classifier.predict_columns(texts, probabilities=probabilities)
     if as_json:
-        print(*map(json.dumps, table.to_dict("records")), sep="\n")
+        print(
+            *(json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)), sep="\n"
+        )
         return
-    flat = [repr(" ".join(text.split()))[1:-1] for text in table["text"]]  # of a control character its number
-    table["text"] = [text if len(text) <= TEXT_WIDTH else f"{text[: TEXT_WIDTH - 1]}…" for text in flat]
-    print(table.to_string(index=False, justify="left", formatters={"text": f"{{:{TEXT_WIDTH}}}".format}))
+    flat = [repr(" ".join(text.split()))[1:-1] for text in columns["text"]]  # of a control character its number
+    columns["text"] = [text if len(text) <= TEXT_WIDTH else f"{text[: TEXT_WIDTH - 1]}…" for text in flat]
+    widths = [TEXT_WIDTH, *(max(len(name), 8) for name in [*columns][1:])]  # 8: "Business"
+    for row in ([*columns], *zip(*columns.values(), strict=True)):
+        cells = (f"{value:.5f}" if isinstance(value, float) else str(value) for value in row)
+        print(" ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 def _load(checkpoint: Path, **options):

@@ -10,12 +10,11 @@ import logging
 
 import torch
 
-from .environment import best_device
+from .environment import best_device, has_fast_bfloat16
 from .errors import InputError, first_line
 
 LARGEST_WEIGHT = 63  # 7 bits: AVX2 adds two products in 16 bits, 2 * 255 * 63 = 32,130 of 32,767
 LARGEST_INPUT = 254.5  # 8 bits, with half a step left for the rounding of zero
-FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # instruction sets, as torch calls them
 
 
 def find_device(name: str | torch.device | None, precision: str) -> torch.device:
@@ -25,7 +24,7 @@ def find_device(name: str | torch.device | None, precision: str) -> torch.device
         InputError: it is not here, or does not compute in `precision`.
     """
     try:
-        device = torch.device(name or "cpu" if precision == "int8" else name or best_device())
+        device = torch.device(name or ("cpu" if precision == "int8" else best_device()))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:  # torch built without CUDA asserts
         raise InputError(f"device is {name!r}: {first_line(error)}; leave it out for the best there is") from error
@@ -39,9 +38,8 @@ def set_precision(model: torch.nn.Module, precision: str, device: torch.device) 
     if precision == "int8":
         _quantize(model)
     elif precision == "bfloat16":
-        capabilities = torch.cpu.get_capabilities()
-        if device.type == "cpu" and not any(capabilities.get(name) for name in FAST_BFLOAT16):
-            logging.getLogger(__name__).warning("this processor only imitates bfloat16, slowly; float32 is faster here")
+        if not has_fast_bfloat16():
+            logging.getLogger(__name__).warning("bfloat16 is only imitated by this machine, slowly; float32 is faster")
         model.to(torch.bfloat16)
     return model.to(device)
 

@@ -93,11 +93,16 @@ class Classifier:
         """
         import pandas as pd
 
+        return pd.DataFrame(self.predict_columns(texts, probabilities=probabilities))
+
+    def predict_columns(self, texts: Sequence[str], *, probabilities: bool = False) -> dict[str, list]:
+        """The columns of `predict` as lists: pandas, which an answer at the prompt would wait for, is not loaded."""
         texts = list(_readable(_require_texts(texts)))
         found = self._classify_all(texts)
-        label = found.argmax(axis=1)
-        columns = {"text": texts, "label": label, "name": [LABELS[i] for i in label], "confidence": found.max(axis=1)}
-        return pd.DataFrame(columns | (dict(zip(LABELS, found.T, strict=True)) if probabilities else {}))
+        label = found.argmax(axis=1).tolist()
+        names, confidence = [LABELS[i] for i in label], found.max(axis=1).tolist()
+        columns = {"text": texts, "label": label, "name": names, "confidence": confidence}
+        return columns | (dict(zip(LABELS, found.T.tolist(), strict=True)) if probabilities else {})
 
     def predict_probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Class probabilities <float32>[len(texts), 4], rows in the order of `texts`."""
@@ -145,9 +150,7 @@ class Classifier:
             unfinished.unlink(missing_ok=True)
         return total
 
-    def _classify_documents(
-        self, documents: Iterable[Document], advance: Callable[[int], object]
-    ) -> Iterator[tuple[np.ndarray, Document]]:
+    def _classify_documents(self, documents: Iterable[Document], advance) -> Iterator[tuple[np.ndarray, Document]]:
         """Each document behind its probabilities <float32>[4]."""
         documents, again = tee(documents)
         for window in _windows(_readable(document.text for document in again)):
@@ -215,11 +218,9 @@ def _readable(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _mention_int8() -> None:
+    notice = 'precision "int8" labels %.1f times as many rows a second; of %d validation rows %.1f %% kept their label'
     if found := read_evidence().get("int8"):  # nothing is said that was not measured
-        logger.info(
-            'precision "int8" labels %.1f times as many rows a second; of %d validation rows %.1f %% kept their label',
-            found["speedup"], found["rows"], 100 * found["agreement"],
-        )  # fmt: skip
+        logger.info(notice, found["speedup"], found["rows"], 100 * found["agreement"])
 
 
 def _progress_bar(documents: int, *, wanted: bool):
