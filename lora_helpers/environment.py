@@ -34,22 +34,18 @@ def environment() -> dict:
     """Python, libraries, device and code. No host name, user name, path or environment variable."""
     import torch
 
-    device = best_device().type
-    if device == "cuda":
-        device = torch.cuda.get_device_name()
-    elif device == "cpu":
-        device = f"CPU, {torch.get_num_threads()} threads"
-    faults, differences = compare_with_pins()
+    device, capabilities = best_device().type, torch.cpu.get_capabilities()
+    names = {"cuda": torch.cuda.get_device_name, "cpu": lambda: f"CPU, {torch.get_num_threads()} threads"}
     return {
         "python": platform.python_version(),
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
-        "device": device,
-        "processor": _processor(),
-        "instruction_sets": [name for name in INSTRUCTION_SETS if torch.cpu.get_capabilities().get(name)],
+        "device": names.get(device, lambda: device)(),
+        "processor": capabilities.get("cpu_name") or platform.processor() or None,
+        "instruction_sets": [name for name in INSTRUCTION_SETS if capabilities.get(name)],
         "cores": os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
         **describe_code(),
-        "other_than_pins": faults + differences,
+        "other_than_pins": [note for notes in compare_with_pins() for note in notes],
     }
 
 
@@ -197,16 +193,9 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.partition("+")[0].split(".") if part.isdigit())
 
 
-def _processor() -> str | None:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or None
-
-
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(("git", *arguments), cwd=folder, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a disk that takes its time
+    except (OSError, subprocess.TimeoutExpired):  # no git here, or a disk that takes its time
         return None
     return done.stdout.strip() if done.returncode == 0 else None

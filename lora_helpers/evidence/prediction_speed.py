@@ -17,9 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from ..bases import compute_first_token_alone
+from ..checkpoints import list_checkpoints
 from ..config import PRECISIONS, ROBERTA_MINI, get_profile
+from ..data import load_ag_news
 from ..environment import best_device, has_fast_bfloat16, watch_peak_memory
-from ..files.places import REPOSITORY
+from ..evaluation import compare
+from ..files.places import CHECKPOINTS, REPOSITORY
 from ..inference import Classifier
 from ..model import longest_input
 from .workload import make_model, sample_lengths, sample_texts
@@ -132,3 +135,17 @@ def measure_growth(classifier: Classifier, sizes: tuple[int, ...] = STREAMED) ->
         if count != size:
             raise RuntimeError(f"{count} labels for {size} rows")
     return {"predicted_rows": found}
+
+
+def compare_precisions(profile: str = "mini-agnews", precision: str = "int8") -> dict:
+    """A committed run in `precision` beside float32, on its validation rows: how many times faster, the share of labels
+    that stay, and the paired difference of accuracy as `evaluation.compare` has it."""
+    rows = load_ag_news(get_profile(profile)).validation
+    texts, labels, seconds = rows["text"][:], {}, {}
+    for name in ("float32", precision):
+        classifier = Classifier.from_checkpoint(list_checkpoints(CHECKPOINTS / profile)[-1], precision=name)
+        peer = Peer(lambda texts, _, its=classifier: its.predict_probabilities(texts).argmax(axis=1))
+        labels[name], seconds[name] = peer.predict(texts, 0), min(peer.measure(texts, 0) for _ in range(3))
+    before, after = labels.values()
+    found = {"rows": len(texts), "speedup": seconds["float32"] / seconds[precision]}
+    return found | {"agreement": float((before == after).mean())} | compare(after, before, np.array(rows["label"][:]))

@@ -28,7 +28,7 @@ from ..inference import Classifier, evaluate_classifier
 from ..records import committed_runs, read_evidence, read_record, write_evidence, write_record
 from ..training.run import train
 from .baselines import measure_baselines
-from .prediction_speed import measure_growth
+from .prediction_speed import compare_precisions, measure_growth
 from .study import STUDIES, choose_rate, repeat_seeds, run_study, score_on_test, train_once
 from .training_speed import draw_throughput, run_benchmark
 
@@ -166,8 +166,10 @@ PARTS = {
     "transfer": transfer,
     "prediction-speed": time_file,
     "growth": lambda: measure_growth(_load_small()),
+    "int8": compare_precisions,
+    "mpnet-int8": partial(compare_precisions, "mpnet-base"),
     "bench": run_benchmark,
     "notebook": time_notebook,
     "figures": draw,
 }
-NAMED_ALONE = ("base", "test-scores", "mpnet-rates")  # run when asked for by name
+NAMED_ALONE = ("base", "test-scores", "mpnet-rates", "mpnet-int8")  # run when asked for by name
