@@ -138,7 +138,7 @@ def _announce(name: str, revision: str | None, patterns: Sequence[str], kind: st
     from huggingface_hub.utils import filter_repo_objects
 
     try:
-        found = _ask(name, revision, kind)
+        found = _ask(name, revision, kind, timeout=10)
     except HfHubHTTPError as error:
         if error.response is None or error.response.status_code < 500:
             raise
@@ -148,7 +148,7 @@ def _announce(name: str, revision: str | None, patterns: Sequence[str], kind: st
     logger.warning("fetching %s %s at %s: %d files, %.1f MB", kind, name, revision, len(files), megabytes)
 
 
-def _ask(name: str, revision: str | None, kind: str):
+def _ask(name: str, revision: str | None, kind: str, timeout: float):
     """What the Hub says of a repository, asked once: its client would try for 25 seconds where there is no network."""
     from huggingface_hub import HfApi, constants
 
@@ -163,7 +163,7 @@ def _ask(name: str, revision: str | None, kind: str):
         found.result(SECONDS)
     except TimeoutError as error:
         raise TimeoutError(f"no answer from {place[0]} within {SECONDS} s") from error
-    return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=10, files_metadata=True)
+    return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout, files_metadata=True)
 
 
 def _knock(place: tuple[str, int], found: Future) -> None:
@@ -183,7 +183,7 @@ def is_at_hand(name: str, revision: str | None, *, kind: str) -> bool:
         return True
     patterns = LOADED_FILES if kind == "model" else ("train*.parquet", "data/train*.parquet")
     try:
-        return _is_cached(name, revision, patterns, kind) or bool(_ask(name, revision, kind))
+        return _is_cached(name, revision, patterns, kind) or bool(_ask(name, revision, kind, SECONDS))
     except (OSError, ValueError, HTTPError):
         return False
 
