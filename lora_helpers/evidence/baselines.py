@@ -45,13 +45,17 @@ def measure_baselines(profiles: tuple[str, ...] = ("mini", "mini-agnews", "mpnet
 def rows_seen(config: RunConfig, train) -> np.ndarray:
     """Indices <int64> of the training rows in the batches of the run `config`, each once, in ascending order."""
     _, tokenizer, _ = load_base(config.base_model, config.base_revision)
-    lengths = tokenize(train, tokenizer, config.max_length)["length"][:]
+    return np.unique(rows_in_batches(config, tokenize(train, tokenizer, config.max_length)["length"][:]))
+
+
+def rows_in_batches(config: RunConfig, lengths: list[int]) -> np.ndarray:
+    """Indices <int64>[max_steps * batch_size] of the training rows, of `lengths` tokens, as the batches of a run bring them."""
     sampler = LengthGroupedSampler(lengths, config.batch_size, order=config.batch_order, seed=config.seed)
     wanted, seen = config.max_steps * config.batch_size, []
     while len(seen) < wanted:
-        sampler.set_epoch(len(seen) // len(train))
+        sampler.set_epoch(len(seen) // len(lengths))
         seen += list(sampler)
-    return np.unique(seen[:wanted])
+    return np.array(seen[:wanted])
 
 
 def _try_all(splits) -> list[dict]:

@@ -29,6 +29,7 @@ from ..records import committed_runs, read_evidence, read_record, write_evidence
 from ..training.run import train
 from .baselines import measure_baselines
 from .prediction_speed import compare_precisions, measure_growth
+from .rivals import measure_rivals
 from .study import STUDIES, choose_rate, repeat_seeds, run_study, score_on_test, train_once
 from .training_speed import draw_throughput, run_benchmark
 
@@ -163,6 +164,7 @@ PARTS = {
     "head-only": lambda: train_once(get_profile("mini-agnews", lora_alpha=1e-9), "mini-agnews-head-only"),
     "random-base": lambda: train_once(get_profile("mini-agnews", random_base=True), "mini-agnews-random-base"),
     "baselines": measure_baselines,
+    "rivals": measure_rivals,
     "transfer": transfer,
     "prediction-speed": time_file,
     "growth": lambda: measure_growth(_load_small()),

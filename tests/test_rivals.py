@@ -1,0 +1,66 @@
+"""The rivals of LoRA see what LoRA sees: the same head, rows and batches; and their records hold what README compares."""
+
+import numpy as np
+import pytest
+
+from lora_helpers.checkpoints import list_checkpoints
+from lora_helpers.config import get_profile
+from lora_helpers.data import load_split
+from lora_helpers.evaluation import from_digits
+from lora_helpers.evidence import rivals
+from lora_helpers.inference import Classifier
+from lora_helpers.training.run import train
+
+SHORT = {"max_steps": 20, "eval_steps": 20, "save_steps": 20, "warmup_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rivals, "RUNS", tmp_path_factory.mktemp("runs"))
+        patch.setattr(rivals, "SEEDS", dict.fromkeys(rivals.SEEDS, (42, 43)))
+        patch.setattr(rivals, "RATES", {"head alone": (1e-3,), "full fine-tuning": (1e-4, 1e-3)})
+        first = rivals.measure_rivals("mini", **SHORT)
+        patch.setattr(rivals, "train", None)  # a second time everything is read
+        patch.setattr(rivals, "_make_trainer", None)
+        assert rivals.measure_rivals("mini", **SHORT) == first
+    return first
+
+
+@pytest.mark.slow
+def test_the_head_on_kept_vectors_ends_as_the_trainers_with_adapters_held_at_nothing(measured, tmp_path):
+    train(get_profile("mini", lora_alpha=1e-9, **SHORT), tmp_path / "run")
+    by_trainer = Classifier.from_checkpoint(list_checkpoints(tmp_path / "run")[-1], max_length=128)
+    expected = by_trainer.predict_probabilities(load_split("bundled", "test")["text"][:]).argmax(axis=1)
+    row = measured["arms"]["head alone"]["runs"][0]
+    assert (from_digits(row["test_predictions"]) == expected).all()
+
+
+@pytest.mark.slow
+def test_lora_is_the_run_that_train_makes(measured, tmp_path):
+    record = train(get_profile("mini", **SHORT), tmp_path / "run")
+    row = measured["arms"]["LoRA"]["runs"][0]
+    assert row["validation_accuracy"] == record["log"][-1]["eval_accuracy"]
+    assert row["trained_parameters"] == record["parameters"]["trainable"] == 70_916
+
+
+@pytest.mark.slow
+def test_everything_is_trained_in_full_at_the_rate_that_validation_rows_prefer(measured):
+    tried, runs = measured["tried"]["full fine-tuning"], measured["arms"]["full fine-tuning"]["runs"]
+    best = max(tried, key=lambda row: row["validation_accuracy"])
+    assert {row["learning_rate"] for row in runs} == {best["learning_rate"]} and len(tried) == 2
+    assert [row["trained_parameters"] for row in runs] == [7_454_212] * 2
+    labels = from_digits(measured["labels"]["test"])
+    for row in runs:
+        assert row["test_accuracy"] == np.mean(from_digits(row["test_predictions"]) == labels)
+
+
+@pytest.mark.slow
+def test_frozen_vectors_of_a_text_do_not_depend_on_its_batch(measured):
+    config = get_profile("mini")
+    rows, _ = rivals._tokenize(config)
+    together = rivals.encode(config, rows["validation"])
+    alone = rivals.encode(config, rows["validation"].select([7]))
+    for kind in ("<s>", "mean"):
+        assert np.allclose(together[kind][7], alone[kind][0], atol=1e-5)
+    assert [row["vectors"] for row in measured["probes"]] == ["<s>", "mean"]
