@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import loading
 from ..bases import compute_first_token_alone
 from ..checkpoints import list_checkpoints
 from ..config import PRECISIONS, ROBERTA_MINI, get_profile
 from ..data import load_ag_news
 from ..environment import best_device, has_fast_bfloat16, watch_peak_memory
 from ..evaluation import compare
+from ..export import write_onnx
 from ..files.places import CHECKPOINTS, REPOSITORY
 from ..inference import Classifier
 from ..model import longest_input
@@ -87,11 +89,10 @@ def make_peers(model, tokenizer, longest: int) -> dict[str, Peer]:
         classifier = Classifier(merged, tokenizer, max_length=longest, precision=precision)
         return Peer(lambda texts, _: classifier.predict(texts), (0,))
 
-    bfloat16, onnx = has_fast_bfloat16(), all(map(find_spec, ("onnxruntime", "onnx", "onnxscript")))
-    peers = {"pipeline": make_pipeline(model)}
+    bfloat16, peers = has_fast_bfloat16(), {"pipeline": make_pipeline(model)}
     if bfloat16:
         peers["pipeline-bfloat16"] = make_pipeline(deepcopy(model).to(torch.bfloat16))
-    if onnx:
+    if all(map(find_spec, ("onnxruntime", "onnx", "onnxscript"))):
         peers["onnxruntime-int8"] = make_onnxruntime(deepcopy(model).merge_and_unload(), tokenizer, longest)
     for precision in PRECISIONS:
         if bfloat16 or precision != "bfloat16":
@@ -101,18 +102,13 @@ def make_peers(model, tokenizer, longest: int) -> dict[str, Peer]:
 
 def make_onnxruntime(model, tokenizer, longest: int) -> Peer:
     """ONNX Runtime on the CPU, matrix products in int8 by its own tool, texts sorted by length as `Classifier` does."""
-    import torch
     from onnxruntime import InferenceSession
     from onnxruntime.quantization import quantize_dynamic
 
-    inputs = dict(tokenizer(["two words", "one"], padding=True, return_tensors="pt"))
-    free = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)  # rows, tokens
-    with tempfile.TemporaryDirectory() as folder:
-        path, quantised = f"{folder}/model.onnx", f"{folder}/int8.onnx"
-        shapes = dict.fromkeys(inputs, free)
-        torch.onnx.export(model.cpu(), (), path, kwargs=inputs, dynamic_shapes=shapes, dynamo=True, verbose=False)
-        quantize_dynamic(path, quantised)
-        session = InferenceSession(quantised, providers=["CPUExecutionProvider"])
+    with loading(), tempfile.TemporaryDirectory() as folder:
+        write_onnx(model.cpu(), tokenizer, Path(folder))
+        quantize_dynamic(f"{folder}/model.onnx", f"{folder}/int8.onnx")
+        session = InferenceSession(f"{folder}/int8.onnx", providers=["CPUExecutionProvider"])
 
     def predict(texts: list[str], size: int) -> None:
         cut, texts = {"padding": True, "truncation": True, "max_length": longest}, sorted(texts, key=len)
