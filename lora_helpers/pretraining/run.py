@@ -15,7 +15,6 @@ from ..data import fingerprint, load_ag_news
 from ..environment import environment
 from ..errors import InputError
 from ..files.manifests import write_atomically
-from .batches import TokenBudgetBatches
 from .config import PretrainingConfig
 from .start import build_masked_model, count_words, initialise_embeddings, train_tokenizer
 
@@ -23,30 +22,31 @@ PRETRAINING_RECORD = "pretraining.json"
 
 
 def pretrain(config: PretrainingConfig, output_dir: Path, *, resume: bool = False) -> dict:
-    """Train a base model and write it, with tokenizer and `pretraining.json`, to `output_dir`.
+    """Train a base model and write it, with tokenizer and `pretraining.json`, the record returned, to `output_dir`.
 
     While it runs, checkpoints stand in `output_dir/work` (about 200 MB); `resume` continues the newest one.
-
-    Returns:
-        The record, as it stands in `pretraining.json`.
 
     Raises:
         InputError: `output_dir` holds files and `resume` is not set, or was begun with another configuration.
     """
     path, work_dir = output_dir / PRETRAINING_RECORD, output_dir / "work"
+    begun = work_dir / "begun.json"
     if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
         raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue")
-    if path.is_file():  # finished before
-        record = json.loads(path.read_text(encoding="utf-8"))
-        _require_same(config, record["config"], path)
-        return record
-    record = _train(config, output_dir, work_dir, _find_stopped(work_dir, config))
+    for old in (each for each in (path, begun) if each.is_file()):
+        if (record := json.loads(old.read_text(encoding="utf-8")))["config"] != asdict(config):
+            raise InputError(f"{old} holds another configuration; use the same, or name another folder to begin anew")
+        if old == path:  # finished before
+            return record
+    work_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(begun, json.dumps({"config": asdict(config)}))
+    record = _train(config, output_dir, work_dir)
     write_atomically(path, json.dumps(record, indent=1) + "\n")
     shutil.rmtree(work_dir)
     return record
 
 
-def _train(config: PretrainingConfig, output_dir: Path, work_dir: Path, stopped: str | None) -> dict:
+def _train(config: PretrainingConfig, output_dir: Path, work_dir: Path) -> dict:
     import transformers
 
     from .trainer import PretrainingTrainer
@@ -56,10 +56,10 @@ def _train(config: PretrainingConfig, output_dir: Path, work_dir: Path, stopped:
     cut = {"add_special_tokens": False, "truncation": True, "max_length": config.max_length - 2}
     rows, validation = (tokenizer(part["text"][:], **cut)["input_ids"] for part in (splits.train, splits.validation))
     transformers.set_seed(config.seed)
-    model, words = build_masked_model(config), count_words(rows, config.vocab_size)
+    model, (words, idf) = build_masked_model(config), count_words(rows, config.vocab_size)
     initialise_embeddings(model, words, config)
-    trainer = PretrainingTrainer(config, work_dir, model, rows=rows, validation=validation, idf=words.idf)
-    trainer.train(resume_from_checkpoint=stopped)
+    trainer = PretrainingTrainer(config, work_dir, model, rows=rows, validation=validation, idf=idf)
+    trainer.train(resume_from_checkpoint=_find_stopped(work_dir, config.max_steps))
     _export(model, tokenizer, output_dir)
     log = [row for row in trainer.state.log_history if "masked_loss" in row or "eval_masked_loss" in row]
     return {
@@ -73,33 +73,20 @@ def _train(config: PretrainingConfig, output_dir: Path, work_dir: Path, stopped:
     }
 
 
-def _require_same(config: PretrainingConfig, its: dict, path: Path) -> None:
-    if its != asdict(config):
-        raise InputError(f"{path} holds another configuration; use the same, or name another folder to begin anew")
-
-
-def _find_stopped(work_dir: Path, config: PretrainingConfig) -> str | None:
-    """The checkpoint to continue, None to begin; the one at the last step does not count, the Trainer would overrun it."""
-    path = work_dir / "configuration.json"
-    if path.is_file():
-        _require_same(config, json.loads(path.read_text(encoding="utf-8")), path)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(asdict(config), indent=1) + "\n")
+def _find_stopped(work_dir: Path, last: int) -> str | None:
+    """The newest whole checkpoint, None to begin; one at the `last` step does not count, the Trainer would overrun it."""
     # trainer_state.json is what the Trainer writes last.
     steps = [int(state.parent.name.rpartition("-")[2]) for state in work_dir.glob("checkpoint-*/trainer_state.json")]
-    steps = [step for step in steps if step < config.max_steps]
+    steps = [step for step in steps if step < last]
     return str(work_dir / f"checkpoint-{max(steps)}") if steps else None
 
 
-def _count_tokens(batches: TokenBudgetBatches, steps: int) -> dict[str, int]:
+def _count_tokens(batches, steps: int) -> dict[str, int]:
     """Real tokens of an epoch, and of the batches of all `steps`: their order is a pure function, so nobody counted."""
     epochs, rest = divmod(steps, len(batches))
     batches.set_epoch(epochs)
-    an_epoch = int(batches.lengths.sum())
-    return {
-        "an_epoch": an_epoch,
-        "seen": epochs * an_epoch + sum(int(batches.lengths[b].sum()) for b in list(batches)[:rest]),
-    }
+    an_epoch, begun = int(batches.lengths.sum()), list(batches)[:rest]
+    return {"an_epoch": an_epoch, "seen": epochs * an_epoch + sum(int(batches.lengths[rows].sum()) for rows in begun)}
 
 
 def _export(model, tokenizer, output_dir: Path) -> None:

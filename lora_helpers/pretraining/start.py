@@ -1,11 +1,7 @@
-"""Before the first step of pretraining: the tokenizer, the shape, and token embeddings from word statistics.
-
-`pretraining` calls these once, in this order.
-"""
+"""Before the first step of pretraining, in this order: the tokenizer, the shape, token embeddings from word statistics."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +19,8 @@ def train_tokenizer(texts, config: PretrainingConfig, folder: Path):
     from transformers import RobertaTokenizer
 
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        texts, vocab_size=config.vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
-    )
+    special = list(SPECIAL_TOKENS)
+    bpe.train_from_iterator(texts, vocab_size=config.vocab_size, special_tokens=special, show_progress=False)
     folder.mkdir(parents=True, exist_ok=True)
     bpe.save_model(str(folder))
     return RobertaTokenizer.from_pretrained(folder, model_max_length=config.max_length, trust_remote_code=False)
@@ -35,11 +30,9 @@ def build_masked_model(config: PretrainingConfig):
     """The shape of `config` with random weights, and a head for masked tokens."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     shape = RobertaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
+        **{name: getattr(config, name) for name in same},
         intermediate_size=4 * config.hidden_size,
         max_position_embeddings=config.max_length + 2,  # RoBERTa's positions begin after the padding index
         type_vocab_size=1,
@@ -49,37 +42,26 @@ def build_masked_model(config: PretrainingConfig):
     return RobertaForMaskedLM(shape)
 
 
-@dataclass(frozen=True)
-class WordCounts:
-    """TF-IDF of the training text: a sparse matrix <float64>[documents, vocabulary], and `idf` <float32>[vocabulary]."""
+def count_words(rows: list[list[int]], vocab_size: int):
+    """TF-IDF of documents of token ids: a sparse matrix <float64>[documents, vocabulary], and idf <float32>[vocabulary]."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
-    matrix: object
-    idf: np.ndarray
-
-
-def count_words(rows: list[list[int]], vocab_size: int) -> WordCounts:
-    """Of token ids by document: how often each stands there, weighed by how rare it is."""
-    from scipy.sparse import csr_matrix
-    from sklearn.feature_extraction.text import TfidfTransformer
-
-    indices = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    counts = csr_matrix((np.ones(len(indices)), indices, starts), shape=(len(rows), vocab_size))
-    counts.sum_duplicates()
-    weighting = TfidfTransformer(sublinear_tf=True, smooth_idf=True).fit(counts)
-    return WordCounts(weighting.transform(counts), (weighting.idf_ - 1).astype(np.float32))
+    named = {"analyzer": list, "vocabulary": range(vocab_size), "lowercase": False}
+    weighting = TfidfVectorizer(**named, sublinear_tf=True)
+    return weighting.fit_transform(rows), (weighting.idf_ - 1).astype(np.float32)
 
 
-def initialise_embeddings(model, words: WordCounts, config: PretrainingConfig) -> None:
+def initialise_embeddings(model, words, config: PretrainingConfig) -> None:
     """Token embeddings begin as latent semantic analysis of the same text (Deerwester et al. 1990), not as noise.
 
-    On two cores that saves most of the first epoch: without it, words must first find their neighbours by descent.
+    `words` is the matrix of `count_words`. On two cores that saves most of the first epoch: without it, words must first
+    find their neighbours by descent.
     """
     import torch
     from sklearn.decomposition import TruncatedSVD
 
     rng = np.random.default_rng(config.seed)
-    analysis = TruncatedSVD(config.hidden_size, random_state=config.seed).fit(words.matrix)
+    analysis = TruncatedSVD(config.hidden_size, random_state=config.seed).fit(words)
     vectors = analysis.components_.T * np.sqrt(analysis.singular_values_)
     vectors *= config.embedding_scale / vectors.std()
     longest = 3 * config.embedding_scale * np.sqrt(config.hidden_size)  # frequent words would drown the positions
