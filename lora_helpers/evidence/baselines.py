@@ -58,11 +58,8 @@ def _try_all(splits) -> list[dict]:
     """Validation accuracy of every kind of features, of model, and every C."""
     labels, rows = np.array(splits.validation["label"][:]), []
     for features in FEATURES:
-        vectorizer = _vectorizer(features)
-        train, validation = (
-            vectorizer.fit_transform(splits.train["text"][:]),
-            vectorizer.transform(splits.validation["text"][:]),
-        )
+        vectorizer = _vectorizer(features).fit(splits.train["text"][:])
+        train, validation = (vectorizer.transform(part["text"][:]) for part in (splits.train, splits.validation))
         for name, strengths in STRENGTHS.items():
             for strength in strengths:
                 model = _linear_model(name, strength).fit(train, splits.train["label"][:])
@@ -91,6 +88,6 @@ def _linear_model(name: str, strength: float):
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
-    return {"linear SVM": LinearSVC(C=strength, random_state=0)}.get(name) or LogisticRegression(
-        C=strength, max_iter=1000
+    return (
+        LinearSVC(C=strength, random_state=0) if name == "linear SVM" else LogisticRegression(C=strength, max_iter=1000)
     )

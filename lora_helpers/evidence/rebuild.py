@@ -29,7 +29,7 @@ from ..records import committed_runs, read_evidence, read_record, write_evidence
 from ..training.run import train
 from .baselines import measure_baselines
 from .prediction_speed import compare_precisions, measure_growth
-from .study import STUDIES, choose_rate, repeat_seeds, run_study, score_on_test, train_once
+from .study import ABLATIONS, AT_THE_END, choose_rate, repeat_seeds, run_study, score_on_test, train_once
 from .training_speed import draw_throughput, run_benchmark
 
 logger = logging.getLogger(__name__)
@@ -55,20 +55,16 @@ def rebuild(parts: list[str]) -> None:
 
 
 def rerun_profile(profile: str) -> None:
-    """The committed run of a profile: trained, or gone on with where it was stopped, tested, and put in its place.
-
-    Its folder has the same name every time, so that a stopped run is found; the old one is replaced when all is done.
-    """
+    """The committed run of a profile: trained, or gone on with where it was stopped, tested, and put in its place."""
     config, fresh = get_profile(profile), RUNS / f"evidence-{profile}"
     record = train(config, fresh, resume=True)
     record["test"] = score_on_test(config, fresh)
     write_record(fresh, record)
     if 2 * 4 * record["parameters"]["trainable"] > LARGE_STATES:  # AdamW's two moments
         drop_states(list_checkpoints(fresh)[:-2])
-    resumable = [folder.name for folder in list_checkpoints(fresh) if read_manifest(folder)["files"].get(STATES[0])]
-    values = {"profile": profile, "base": record["base"]["name"], "batch": config.batch_size}
-    card = CARD.read_text(encoding="utf-8").format(**values, resumable=", ".join(resumable))
-    _replace(CHECKPOINTS / profile, fresh, card)
+    resumable = ", ".join(folder.name for folder in list_checkpoints(fresh) if (folder / STATES[0]).is_file())
+    values = {"profile": profile, "base": record["base"]["name"], "batch": config.batch_size, "resumable": resumable}
+    _replace(CHECKPOINTS / profile, fresh, CARD.read_text(encoding="utf-8").format(**values))
     draw_figures([CHECKPOINTS / profile], FIGURES_FOLDER)
 
 
@@ -129,8 +125,8 @@ def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     """Every figure of the committed runs and of the evidence; returns the files."""
     runs = [path for files in draw_figures(committed_runs(), output_dir).values() for path in files.values()]
     bench, path = read_evidence()["bench"], Path(output_dir) / "throughput.png"
-    source = f"evidence bench, {bench['environment']['processor']}, {bench['environment']['cores']} cores"
-    save(draw_throughput(bench), path, source, bench["environment"])
+    machine = bench["environment"]
+    save(draw_throughput(bench), path, f"evidence bench, {machine['processor']}, {machine['cores']} cores", machine)
     return [draw_roberta_base(output_dir), *runs, path]
 
 
@@ -157,7 +153,7 @@ PARTS = {
     "mini-seeds": partial(repeat_seeds, "mini"),
     "mini-agnews-seeds": partial(repeat_seeds, "mini-agnews"),
     "mpnet-rates": choose_rate,
-    **{name: partial(run_study, name) for name in STUDIES},
+    "ablations": partial(run_study, "ablations", "mini-agnews", ABLATIONS, **AT_THE_END),
     # Controls: a permutation of the labels a seed; alpha / r as good as 0, so the head alone; a base of random weights.
     "shuffled-labels": partial(repeat_seeds, "mini", shuffled_labels=True),
     "head-only": lambda: train_once(get_profile("mini-agnews", lora_alpha=1e-9), "mini-agnews-head-only"),
