@@ -4,7 +4,7 @@ import torch
 
 from lora_helpers.pretraining.config import PretrainingConfig
 from lora_helpers.pretraining.losses import MASK, compute_losses, mask_tokens
-from lora_helpers.pretraining.start import build_masked_model, count_words, initialise_embeddings
+from lora_helpers.pretraining.run import build_masked_model, count_words, initialise_embeddings
 from lora_helpers.pretraining.trainer import TokenBudgetBatches
 
 SMALL = PretrainingConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_length=64)

@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
+from transformers import AutoTokenizer, pipeline
 
 from .. import loading
 from ..bases import compute_first_token_alone
@@ -52,8 +54,6 @@ def measure_prediction(shape, *, rounds: int, rows: int) -> dict[str, dict]:
     Returns:
         By peer: rows, rows_per_second, and batch_size (None for `Classifier`, which makes its own batches).
     """
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False)
     model = make_model(shape, get_profile("roberta-base")).eval()
     texts = sample_texts(sample_lengths(rows, longest=longest_input(model)), tokenizer)
@@ -76,8 +76,6 @@ def make_peers(model, tokenizer, longest: int) -> dict[str, Peer]:
 
     In bfloat16 where that is fast; ONNX Runtime where it is installed.
     """
-    import torch
-    from transformers import pipeline
 
     def make_pipeline(its_model) -> Peer:
         classify = pipeline("text-classification", model=its_model, tokenizer=tokenizer, device=best_device())

@@ -42,8 +42,7 @@ CARD = Path(__file__).parent / "card.md"  # of a profile's first run; `report` f
 
 def rebuild(parts: list[str]) -> None:
     """Run the named parts; if none is named, the committed profiles and whatever else is not in `NAMED_ALONE`."""
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown:
+    if unknown := [part for part in parts if part not in PARTS]:
         raise InputError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
     left_out = {*NAMED_ALONE, *PROFILES} - {run.name for run in committed_runs()}
     for part in parts or [part for part in PARTS if part not in left_out]:
@@ -61,7 +60,11 @@ def rerun_profile(profile: str) -> None:
     record["test"] = score_on_test(config, fresh)
     write_record(fresh, record)
     if 2 * 4 * record["parameters"]["trainable"] > LARGE_STATES:  # AdamW's two moments
-        drop_states(list_checkpoints(fresh)[:-2])
+        for folder in list_checkpoints(fresh)[:-2]:
+            about = {key: value for key, value in read_manifest(folder).items() if key != "files"}
+            for path in (path for pattern in STATES for path in folder.glob(pattern)):
+                path.unlink()
+            seal(folder, about)
     resumable = ", ".join(folder.name for folder in list_checkpoints(fresh) if (folder / STATES[0]).is_file())
     values = {"profile": profile, "base": record["base"]["name"], "batch": config.batch_size, "resumable": resumable}
     _replace(CHECKPOINTS / profile, fresh, CARD.read_text(encoding="utf-8").format(**values))
@@ -77,19 +80,9 @@ def score_again() -> None:
         write_record(run, record)
 
 
-def drop_states(checkpoints: list[Path]) -> None:
-    """Take out of checkpoints what only resuming reads, and seal them as they are then."""
-    for folder in checkpoints:
-        manifest = read_manifest(folder)
-        for path in (path for pattern in STATES for path in folder.glob(pattern)):
-            path.unlink()
-        seal(folder, {key: value for key, value in manifest.items() if key != "files"})
-
-
 def rebuild_base() -> None:
     """The bundled base, pretrained anew; every committed run has to follow. Takes more than an hour on two cores."""
-    from ..pretraining.config import PretrainingConfig
-    from ..pretraining.run import pretrain
+    from ..pretraining.run import PretrainingConfig, pretrain
 
     pretrain(PretrainingConfig(), RUNS / "roberta-mini", resume=True)
     _replace(CHECKPOINTS / "roberta-mini", RUNS / "roberta-mini")
@@ -137,7 +130,7 @@ def _load_small() -> Classifier:
 def _replace(target: Path, fresh: Path, card: str = "") -> None:
     """Put a finished folder in the place of a committed one, which keeps its card; the first gets `card`."""
     before, old = target / "README.md", fresh.with_name(f"{fresh.name}-replaced")
-    (fresh / "README.md").write_text(before.read_text(encoding="utf-8") if before.is_file() else card, encoding="utf-8")
+    (fresh / "README.md").write_bytes(before.read_bytes() if before.is_file() else card.encode())
     (fresh / ".lock").unlink(missing_ok=True)
     shutil.rmtree(old, ignore_errors=True)
     if target.is_dir():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import t
 
 from ..checkpoints import list_checkpoints
 from ..config import RunConfig, get_profile
@@ -48,8 +49,6 @@ def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
     """Mean, standard deviation (n - 1) and the mean difference (first arm minus this one, seed by seed) with its 95 %
     interval: Student's t on the paired differences. `accuracies`: one value a seed, in the same order for each arm.
     """
-    from scipy.stats import t
-
     compared, reference = {}, next(iter(accuracies))
     for arm, values in accuracies.items():
         compared[arm] = {"validation_accuracy": list(values)} | _mean_and_std(values)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from ..bases import compute_first_token_alone, full_size_shape, read_shape
@@ -80,8 +81,6 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
 
 def _set_base_dropout(model, probability: float) -> None:
     """Dropout of hidden states, attention and head, as `RunConfig.base_dropout` sets it; LoRA's own stays as it is."""
-    import torch
-
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout) and "lora" not in name:
             module.p = probability
@@ -89,8 +88,6 @@ def _set_base_dropout(model, probability: float) -> None:
 
 def make_step(model, config: RunConfig) -> Callable[..., float]:
     """Forward, backward and optimizer step on one batch, as a function that returns the seconds they took."""
-    import torch
-
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0, fused=True)
 

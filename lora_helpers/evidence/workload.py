@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForSequenceClassification
 
 from ..batching import LengthGroupedSampler
 from ..config import RunConfig
@@ -63,8 +66,6 @@ def plan_epoch(pipeline: str, lengths: np.ndarray, count: int) -> Plan:
 
 def make_inputs(lengths: np.ndarray, width: int, model) -> dict:
     """Random tokens of a batch's shape: input_ids and attention_mask <int64>[rows, width], labels <int64>[rows]."""
-    import torch
-
     mask = torch.arange(width) < torch.from_numpy(lengths)[:, None]
     ids = torch.randint(SPECIAL, model.config.vocab_size, mask.shape).where(mask, model.config.pad_token_id)
     labels = torch.randint(0, model.config.num_labels, (len(lengths),))
@@ -81,10 +82,6 @@ def sample_texts(lengths: np.ndarray, tokenizer, *, seed: int = 0) -> list[str]:
 
 def make_model(shape, config: RunConfig):
     """A sequence classifier of `shape` with random weights, under the LoRA of `config`, to train."""
-    import torch
-    from peft import get_peft_model
-    from transformers import AutoModelForSequenceClassification
-
     torch.manual_seed(config.seed)
     base = AutoModelForSequenceClassification.from_config(shape, dtype=torch.float32)
     return get_peft_model(base, make_lora_config(config, ["classifier"])).train().to(best_device())

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch.nn import functional
 
 from ..batching import pad
-
-if TYPE_CHECKING:
-    from .config import PretrainingConfig
+from .config import PretrainingConfig
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # ids 0-4, as in roberta-base but for <mask>
 BOS, PAD, EOS, MASK = 0, 1, 2, 4
@@ -15,8 +14,6 @@ BOS, PAD, EOS, MASK = 0, 1, 2, 4
 
 def mask_tokens(ids, share: float):
     """Masked language modelling's input: (ids with masks, <bool> what was masked), both [rows, longest]."""
-    import torch
-
     masked = (torch.rand(ids.shape, device=ids.device) < share) & (ids >= len(SPECIAL_TOKENS))
     fate = torch.rand(ids.shape, device=ids.device)
     ids = ids.masked_fill(masked & (fate < 0.8), MASK)
@@ -29,9 +26,6 @@ def compute_losses(model, documents: list[list[int]], idf, config: PretrainingCo
     `documents` are token ids without special tokens; by `idf` <float32>[vocabulary], inverse document frequency, rare
     words count more in `words`; with `halves` each document is fed as two, cut at random near its middle.
     """
-    import torch
-    from torch.nn import functional
-
     device = model.device
     parts = _cut_in_halves(documents) if halves else documents
     inputs = {name: tensor.to(device) for name, tensor in pad([[BOS, *part, EOS] for part in parts], PAD).items()}
@@ -58,8 +52,6 @@ def compute_losses(model, documents: list[list[int]], idf, config: PretrainingCo
 
 def _cut_in_halves(documents: list[list[int]]) -> list[list[int]]:
     """First halves, then second halves, each cut at a random place between 40 and 60 % of the document."""
-    import torch
-
     places = torch.empty(len(documents)).uniform_(0.4, 0.6).tolist()
     pairs = [(each, int(len(each) * place)) for each, place in zip(documents, places, strict=True)]
     return [each[:cut] for each, cut in pairs] + [each[cut:] for each, cut in pairs]

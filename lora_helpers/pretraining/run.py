@@ -10,13 +10,21 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+import torch
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from tokenizers import ByteLevelBPETokenizer
+from transformers import RobertaConfig, RobertaForMaskedLM, RobertaTokenizer, set_seed
+
 from ..config import get_profile
 from ..data import fingerprint, load_ag_news
 from ..environment import environment
 from ..errors import InputError
 from ..files.manifests import write_atomically
 from .config import PretrainingConfig
-from .start import build_masked_model, count_words, initialise_embeddings, train_tokenizer
+from .losses import SPECIAL_TOKENS
+from .trainer import PretrainingTrainer
 
 PRETRAINING_RECORD = "pretraining.json"
 
@@ -47,15 +55,11 @@ def pretrain(config: PretrainingConfig, output_dir: Path, *, resume: bool = Fals
 
 
 def _train(config: PretrainingConfig, output_dir: Path, work_dir: Path) -> dict:
-    import transformers
-
-    from .trainer import PretrainingTrainer
-
     facts, splits = environment(), load_ag_news(get_profile(config.profile))
     tokenizer = train_tokenizer(splits.train["text"][:], config, work_dir / "tokenizer")
     cut = {"add_special_tokens": False, "truncation": True, "max_length": config.max_length - 2}
     rows, validation = (tokenizer(part["text"][:], **cut)["input_ids"] for part in (splits.train, splits.validation))
-    transformers.set_seed(config.seed)
+    set_seed(config.seed)
     model, (words, idf) = build_masked_model(config), count_words(rows, config.vocab_size)
     initialise_embeddings(model, words, config)
     trainer = PretrainingTrainer(config, work_dir, model, rows=rows, validation=validation, idf=idf)
@@ -71,6 +75,57 @@ def _train(config: PretrainingConfig, output_dir: Path, work_dir: Path) -> dict:
         "environment": facts,
         "seconds": [row["seconds"] for row in log if "seconds" in row][-1],
     }
+
+
+def train_tokenizer(texts, config: PretrainingConfig, folder: Path):
+    """Byte-level BPE on the training text, as a RoBERTa tokenizer."""
+    bpe, special = ByteLevelBPETokenizer(), list(SPECIAL_TOKENS)
+    bpe.train_from_iterator(texts, vocab_size=config.vocab_size, special_tokens=special, show_progress=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    bpe.save_model(str(folder))
+    return RobertaTokenizer.from_pretrained(folder, model_max_length=config.max_length, trust_remote_code=False)
+
+
+def build_masked_model(config: PretrainingConfig):
+    """The shape of `config` with random weights, and a head for masked tokens."""
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    shape = RobertaConfig(
+        **{name: getattr(config, name) for name in same},
+        intermediate_size=4 * config.hidden_size,
+        max_position_embeddings=config.max_length + 2,  # RoBERTa's positions begin after the padding index
+        type_vocab_size=1,
+        hidden_dropout_prob=0.0,  # few epochs: underfitting, not overfitting, is the limit
+        attention_probs_dropout_prob=0.0,
+    )
+    return RobertaForMaskedLM(shape)
+
+
+def count_words(rows: list[list[int]], vocab_size: int):
+    """TF-IDF of documents of token ids: a sparse matrix <float64>[documents, vocabulary], and idf <float32>[vocabulary]."""
+    named = {"analyzer": list, "vocabulary": range(vocab_size), "lowercase": False}
+    weighting = TfidfVectorizer(**named, sublinear_tf=True)
+    return weighting.fit_transform(rows), (weighting.idf_ - 1).astype(np.float32)
+
+
+def initialise_embeddings(model, words, config: PretrainingConfig) -> None:
+    """Token embeddings begin as latent semantic analysis of the same text (Deerwester et al. 1990), not as noise.
+
+    `words` is the matrix of `count_words`. On two cores that saves most of the first epoch: without it, words must first
+    find their neighbours by descent.
+    """
+    rng = np.random.default_rng(config.seed)
+    analysis = TruncatedSVD(config.hidden_size, random_state=config.seed).fit(words)
+    vectors = analysis.components_.T * np.sqrt(analysis.singular_values_)
+    vectors *= config.embedding_scale / vectors.std()
+    longest = 3 * config.embedding_scale * np.sqrt(config.hidden_size)  # frequent words would drown the positions
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors *= np.minimum(1, longest / np.maximum(norms, 1e-9))
+    rotation, _ = np.linalg.qr(rng.normal(size=(config.hidden_size, config.hidden_size)))  # spread over all heads
+    vectors = vectors @ rotation + rng.normal(scale=config.embedding_scale / 5, size=vectors.shape)
+    special = len(SPECIAL_TOKENS)
+    with torch.no_grad():
+        table = model.get_input_embeddings().weight
+        table[special:] = torch.from_numpy(vectors[special:]).to(table)
 
 
 def _find_stopped(work_dir: Path, last: int) -> str | None:
@@ -91,8 +146,6 @@ def _count_tokens(batches, steps: int) -> dict[str, int]:
 
 def _export(model, tokenizer, output_dir: Path) -> None:
     """Weights in fp16 (half the size), but a configuration that says float32, so that every loader computes in it."""
-    import torch
-
     output_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(output_dir)
     model.to(torch.float16).save_pretrained(output_dir)

@@ -2,7 +2,7 @@
 
 Masked language modelling; the words of the whole document from its `<s>` vector (masked language modelling alone never
 trains `<s>`, and the classification head reads nothing else); and, in every second batch, telling which two halves
-belong to one document by their `<s>` vectors. `run` imports this when it begins, since it loads transformers.
+belong to one document by their `<s>` vectors.
 """
 
 from __future__ import annotations
