@@ -1,7 +1,6 @@
 """How fast prediction is: `Classifier` beside what people use otherwise, and a file of many rows in a stream.
 
 As in `training_speed`, the weights are random, and the texts are random words of AG News' lengths.
-`python -m lora_helpers bench` and `make evidence` call this.
 """
 
 from __future__ import annotations
@@ -49,25 +48,19 @@ class Peer:
 
 
 def measure_prediction(shape, *, rounds: int, rows: int) -> dict[str, dict]:
-    """Rows a second of every peer on the same texts, each at its best batch size, taking turns; medians of `rounds`.
-
-    Returns:
-        By peer: rows, rows_per_second, and batch_size (None for `Classifier`, which makes its own batches).
-    """
+    """By peer: rows, rows_per_second (the median of `rounds`, taking turns on the same texts), and batch_size, the best of
+    its own (None for `Classifier`, which makes its own batches)."""
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False)
     model = make_model(shape, get_profile("roberta-base")).eval()
     texts = sample_texts(sample_lengths(rows, longest=longest_input(model)), tokenizer)
-    peers = make_peers(model, tokenizer, longest_input(model))
-    best, seconds = {}, {name: [] for name in peers}
+    peers, best = make_peers(model, tokenizer, longest_input(model)), {}
     for name, peer in peers.items():
         peer.predict(texts[:16], peer.batch_sizes[0])  # to warm up
         best[name] = min(peer.batch_sizes, key=lambda size, peer=peer: peer.measure(texts, size))
-    for _ in range(rounds):
-        for name, peer in peers.items():
-            seconds[name].append(peer.measure(texts, best[name]))
+    turns = [[peer.measure(texts, best[name]) for name, peer in peers.items()] for _ in range(rounds)]
     return {
-        name: {"rows": rows, "rows_per_second": rows / float(np.median(taken)), "batch_size": best[name] or None}
-        for name, taken in seconds.items()
+        name: {"rows": rows, "rows_per_second": rows / float(seconds), "batch_size": best[name] or None}
+        for name, seconds in zip(peers, np.median(turns, axis=0), strict=True)
     }
 
 

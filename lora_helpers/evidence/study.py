@@ -53,9 +53,8 @@ def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
     for arm, values in accuracies.items():
         compared[arm] = {"validation_accuracy": list(values)} | _mean_and_std(values)
         if arm != reference:
-            difference = _mean_and_std(np.subtract(accuracies[reference], values))
-            mean, n = difference["mean"], len(values)
-            reach = float(t.ppf(0.975, n - 1) * difference["std"] / n**0.5)
+            mean, std = _mean_and_std(np.subtract(accuracies[reference], values)).values()
+            reach = float(t.ppf(0.975, len(values) - 1) * std / len(values) ** 0.5)
             compared[arm] |= {"difference": mean, "interval": [mean - reach, mean + reach]}
     return compared
 

@@ -1,6 +1,5 @@
-"""How fast a training step is under four pipelines, side by side in one run on one machine.
+"""How fast a training step is under four pipelines, side by side on one machine, on what `workload` makes.
 
-The models have random weights, for speed depends on shapes alone; see `workload`. Nothing here says how good a model is.
 `python -m lora_helpers bench` prints the tables, `make evidence PARTS=bench` records them.
 """
 
@@ -40,16 +39,13 @@ def run_benchmark(shapes: dict | None = None, *, rounds: int = 3, batches: int =
 
 
 def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
-    """The step of each pipeline, taking turns (A B C D, A B C D, …); the median of `rounds`, after one step each to warm up.
-
-    Where bfloat16 is fast, two come under its autocast too, as `bf16=True` in the Trainer's arguments computes them.
-
-    Returns:
-        By pipeline: seconds_per_step, examples_per_second, padding (processed tokens over real ones), peak_memory_mib
-        (None where the system cannot reset it).
+    """By pipeline, the median of `rounds`, taking turns (A B C D, A B C D, …), after one step each to warm up:
+    seconds_per_step, examples_per_second, padding (processed tokens over real ones), peak_memory_mib (None where the
+    system cannot reset it). Where bfloat16 is fast, two come under autocast too, as with the Trainer's `bf16=True`.
     """
     config, original = get_profile("roberta-base"), get_profile("original")
     model = make_model(shape, config)
+    in_base = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and "lora" not in name]
     step, lengths = make_step(model, config), sample_lengths(SAMPLED, longest=longest_input(model))
     # The batches of `original` are all about as wide, and one takes as long as ten of ours: one is enough.
     plans = {name: plan_epoch(name, lengths, 1 if name == "original" else batches) for name in PIPELINES}
@@ -58,7 +54,8 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
     for turn in range(rounds + 1):
         for name, plan in plans.items():
             ours = name.startswith("ours")
-            _set_base_dropout(model, (config if ours else original).base_dropout)
+            for dropout in in_base:
+                dropout.p = (config if ours else original).base_dropout
             peak = watch_peak_memory(gpu=True)
             with compute_first_token_alone(model.base_model.model) if ours else nullcontext():
                 shapes = list(zip(plan.lengths, plan.widths, strict=True))[: None if turn else 1]
@@ -77,13 +74,6 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
         }
         for name, plan in plans.items()
     }
-
-
-def _set_base_dropout(model, probability: float) -> None:
-    """Dropout of hidden states, attention and head, as `RunConfig.base_dropout` sets it; LoRA's own stays as it is."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Dropout) and "lora" not in name:
-            module.p = probability
 
 
 def make_step(model, config: RunConfig) -> Callable[..., float]:

@@ -68,7 +68,7 @@ def make_inputs(lengths: np.ndarray, width: int, model) -> dict:
     """Random tokens of a batch's shape: input_ids and attention_mask <int64>[rows, width], labels <int64>[rows]."""
     mask = torch.arange(width) < torch.from_numpy(lengths)[:, None]
     ids = torch.randint(SPECIAL, model.config.vocab_size, mask.shape).where(mask, model.config.pad_token_id)
-    labels = torch.randint(0, model.config.num_labels, (len(lengths),))
+    labels = torch.randint(0, model.config.num_labels, lengths.shape)
     inputs = {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
