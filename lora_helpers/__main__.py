@@ -155,11 +155,13 @@ def export(checkpoint, target, adapter, onnx, base_name) -> None:
 })  # fmt: skip
 def figures(run_dirs, output_dir) -> None:
     """Draw the figures of runs from their records."""
-    from .evidence.rebuild import draw
     from .figures import draw_figures
 
-    drawn = draw_figures(run_dirs, output_dir)
-    files = [path for kinds in drawn.values() for path in kinds.values()] or draw(output_dir)
+    files = [path for kinds in draw_figures(run_dirs, output_dir).values() for path in kinds.values()]
+    if not run_dirs:
+        from .evidence.rebuild import draw
+
+        files = draw(output_dir)
     print(*files, sep="\n")
 
 

@@ -1,7 +1,6 @@
-"""The picture of what is trained: a model from text to class, one of its layers, LoRA beside one of its matrices.
+"""The picture of what is trained, drawn for every run and once for roberta-base.
 
-`figures` draws it for every run, and once for roberta-base. `architecture.json` holds what is the same for all models;
-layers, matrices and counts are added here, from a record.
+`architecture.json` holds what is the same for all models; layers, matrices and counts are added here, from a record.
 """
 
 from __future__ import annotations
@@ -66,11 +65,6 @@ def _count_parts(record: dict) -> dict:
     shape, counts = record["shape"], record["parameters"]
     width, layers, inner = shape["hidden_size"], shape["num_hidden_layers"], shape["feed_forward_size"]
     layer = 4 * (width + 1) * width + (width + 1) * inner + (inner + 1) * width + 4 * width
-    return (
-        record["config"] | shape | counts | {f"{name}_numbers": shape[name][0] * shape[name][1] for name in "WAB"}
-    ) | {
-        "layer": layer,
-        "lora_a_layer": counts["lora"] // layers,
-        "embeddings": counts["frozen"] - layers * layer,
-        "share": counts["trainable"] / counts["total"],
-    }
+    facts = {"layer": layer, "lora_a_layer": counts["lora"] // layers, "embeddings": counts["frozen"] - layers * layer}
+    facts |= {f"{name}_numbers": shape[name][0] * shape[name][1] for name in "WAB"}
+    return record["config"] | shape | counts | facts | {"share": counts["trainable"] / counts["total"]}

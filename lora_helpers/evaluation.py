@@ -1,7 +1,6 @@
 """How good predictions are: accuracy with its interval, macro F1, per-class scores, confusion, calibration.
 
-`metric()` serves the Trainer and `evaluate_classifier` alike, so that every accuracy in the project is computed by the
-same lines.
+`metric()` serves the Trainer and `evaluate_classifier` alike: every accuracy is computed by the same lines.
 """
 
 from __future__ import annotations
@@ -26,13 +25,8 @@ def metric():
 
     class ClassificationMetric(evaluate.Metric):
         def _info(self):
-            columns = datasets.Features({name: datasets.Value("int64") for name in ("predictions", "references")})
-            return evaluate.MetricInfo(
-                description="Accuracy, macro F1, per-class scores and confusion matrix of a 4-class classifier.",
-                citation="",
-                inputs_description="predictions, references: lists of int, 0-3.",
-                features=columns,
-            )
+            columns = dict.fromkeys(("predictions", "references"), datasets.Value("int64"))
+            return evaluate.MetricInfo(description=scores.__doc__, citation="", features=datasets.Features(columns))
 
         def _compute(self, predictions, references):
             return scores(np.asarray(predictions), np.asarray(references))
@@ -52,14 +46,13 @@ def scores(predictions: np.ndarray, references: np.ndarray) -> dict:
     hits = int((predictions == references).sum())
     interval = binomtest(hits, len(references)).proportion_ci(method="wilson")
     each = precision_recall_fscore_support(references, predictions, labels=classes, zero_division=0.0)
-    names = ("precision", "recall", "f1", "support")
+    named = dict(zip(("precision", "recall", "f1", "support"), each, strict=True))
     return {
         "accuracy": hits / len(references),
         "interval": [float(interval.low), float(interval.high)],
-        "macro_f1": float(each[2].mean()),
+        "macro_f1": float(named["f1"].mean()),
         "per_class": {
-            label: {name: _plain(column[i]) for name, column in zip(names, each, strict=True)}
-            for i, label in enumerate(LABELS)
+            label: {name: column[i].item() for name, column in named.items()} for i, label in enumerate(LABELS)
         },
         "confusion": confusion_matrix(references, predictions, labels=classes).tolist(),
         "examples": len(references),
@@ -67,35 +60,21 @@ def scores(predictions: np.ndarray, references: np.ndarray) -> dict:
 
 
 def calibration(probabilities: np.ndarray, references: np.ndarray) -> dict:
-    """Expected calibration error (Guo et al. 2017, eq. 3) and the bins behind it.
-
-    Args:
-        probabilities: <float32>[n, 4], rows sum to 1.
-        references: <int64>[n].
-
-    Returns:
-        `ece`, and `bins`: for each bin that holds rows, mean confidence, accuracy and count.
-    """
+    """Expected calibration error (Guo et al. 2017, eq. 3) of probabilities <float32>[n, 4], whose rows sum to 1, against
+    classes <int64>[n]: `ece`, and `bins` with mean confidence, accuracy and count of each bin that holds rows."""
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == references
     index = np.minimum((confidence * BINS).astype(int), BINS - 1)
     bins = [
-        {
-            "confidence": float(confidence[index == b].mean()),
-            "accuracy": float(correct[index == b].mean()),
-            "count": int((index == b).sum()),
-        }
-        for b in np.unique(index)
+        {"confidence": float(confidence[own].mean()), "accuracy": float(correct[own].mean()), "count": int(own.sum())}
+        for own in (index == b for b in np.unique(index))
     ]
     error = sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(references)
     return {"ece": float(error), "bins": bins}
 
 
 def compare(first: np.ndarray, second: np.ndarray, references: np.ndarray) -> dict:
-    """Two classifiers on the same rows, paired row by row: who is ahead, and by how much.
-
-    Args:
-        first, second, references: classes <int64>[n], as predicted by each and as they are.
+    """Two classifiers on the same rows, paired row by row; classes <int64>[n], as predicted by each and as they are.
 
     Returns:
         `difference` of accuracy (first minus second), its 95 % `interval` (Agresti and Min, Statistics in Medicine
@@ -131,7 +110,3 @@ def trainer_metrics(prediction) -> dict[str, float]:
     """What the Trainer logs at every evaluation; `prediction.predictions` are logits <float32>[n, 4]."""
     result = metric().compute(predictions=prediction.predictions.argmax(axis=-1), references=prediction.label_ids)
     return {name: result[name] for name in ("accuracy", "macro_f1")}
-
-
-def _plain(value) -> float | int:
-    return int(value) if isinstance(value, np.integer) else float(value)

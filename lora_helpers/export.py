@@ -66,7 +66,7 @@ def _write(checkpoint: Path, folder: Path, target: Path, form: str, base_name: s
         if form == "adapter":
             _write_adapter(model, folder, hub_name or str(target / "base"))
         elif form == "onnx":
-            _write_onnx(model.merge_and_unload(), tokenizer, folder)
+            write_onnx(model.merge_and_unload(), tokenizer, folder)
         else:
             model.merge_and_unload().save_pretrained(folder)
     tokenizer.backend_tokenizer.enable_truncation(verification.max_length)  # for whoever reads tokenizer.json alone
@@ -91,7 +91,8 @@ def _write_adapter(model, folder: Path, base: str) -> None:
     model.save_pretrained(folder, save_embedding_layers=False)
 
 
-def _write_onnx(model, tokenizer, folder: Path) -> None:
+def write_onnx(model, tokenizer, folder: Path) -> None:
+    """`model.onnx` and its configuration, of a merged model on the CPU, for any number of rows and tokens."""
     import torch
 
     try:

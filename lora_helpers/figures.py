@@ -6,6 +6,7 @@ can be read at a width of 400 pixels, or None where the record has too little to
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from html import escape
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from .architecture import draw_architecture
 from .config import AG_NEWS, BUNDLED, LABELS
@@ -49,12 +51,12 @@ def draw_figures(run_dirs: list[Path | str], output_dir: Path | str) -> dict[str
 def draw_losses(record: dict) -> Figure:
     """Training loss (its mean over the steps since the last point) and validation loss, by step."""
     figure, axes = make_axes()
-    guess, last = np.log(len(LABELS)), record["config"]["max_steps"]
-    axes.axhline(guess, color=GREY, ls=":")
-    axes.text(last, guess - 0.02, "guessing: ln 4", ha="right", va="top", size=SMALL, color=GREY)
-    train = _columns(training_rows(record), "step", "loss")
-    axes.plot(*train, color=ORANGE, ls="--", marker=".", label="training, mean since last point")
+    guess, train = np.log(len(LABELS)), _columns(training_rows(record), "step", "loss")
     validation = _columns(validation_rows(record), "step", "eval_loss")
+    axes.axhline(guess, color=GREY, ls=":")
+    place = record["config"]["max_steps"], guess - 0.02
+    axes.text(*place, "guessing: ln 4", ha="right", va="top", size=SMALL, color=GREY)
+    axes.plot(*train, color=ORANGE, ls="--", marker=".", label="training, mean since last point")
     axes.plot(*validation, color=BLUE, marker="o", ms=4, label="validation")
     axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats)", title=f"Loss: {_name_data(record)}")
     axes.set_ylim(0, max(1.45, *train[1], *validation[1]))
@@ -66,14 +68,12 @@ def draw_accuracy(record: dict) -> Figure:
     """Validation accuracy by step; on the very same rows, its range over seeds and what simpler models reach."""
     figure, axes = make_axes()
     steps, accuracy = _columns(validation_rows(record), "step", "eval_accuracy")
-    evidence = read_evidence() if _has_rows_of_evidence(record) else {}
-    seeds = [run["curve"] for run in evidence.get(f"{record['profile']}-seeds", {}).get("runs", []) if "curve" in run]
-    if seeds:  # each [[step, accuracy], …]
-        (at, *_), (low, high) = (
-            np.array(seeds)[:, :, 0],
-            (f(np.array(seeds)[:, :, 1], axis=0) for f in (np.min, np.max)),
-        )
-        axes.fill_between(at, low, high, color=BLUE, alpha=0.2, lw=0, label=f"range of {len(seeds)} seeds")
+    evidence = _read_evidence_on_its_rows(record)
+    curves = [run["curve"] for run in evidence.get(f"{record['profile']}-seeds", {}).get("runs", []) if "curve" in run]
+    if curves:  # of each seed, [[step, accuracy], …]
+        at, values = np.array(curves)[0, :, 0], np.array(curves)[:, :, 1]
+        look = {"color": BLUE, "alpha": 0.2, "lw": 0, "label": f"range of {len(curves)} seeds"}
+        axes.fill_between(at, values.min(axis=0), values.max(axis=0), **look)
     axes.plot(steps, accuracy, color=BLUE, marker=".", label="LoRA and head")
     saved = [(int(s), c["validation_accuracy"]) for s, c in record["checkpoints"].items() if c["validation_accuracy"]]
     axes.plot(*zip(*saved, strict=True), ls="", marker="s", ms=8, mfc="none", color=ORANGE, label="saved checkpoint")
@@ -109,16 +109,14 @@ def draw_reliability(record: dict) -> Figure | None:
     """Accuracy by confidence on the test split, with Wilson's 95 % intervals, and below it the rows behind each point."""
     if record.get("test", {}).get("examples", 0) < ENOUGH_ROWS:
         return None
-    calibration = record["test"]["calibration"]
-    confidence, p, n = np.array(_columns(calibration["bins"], "confidence", "accuracy", "count"))
-    z = 1.96  # for 95 %
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    reach = z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
+    confidence, p, n = _columns(record["test"]["calibration"]["bins"], "confidence", "accuracy", "count")
+    tests = [binomtest(round(right * rows), rows) for right, rows in zip(p, n, strict=True)]
+    ends = zip(*(test.proportion_ci(method="wilson") for test in tests), strict=True)
     figure, (axes, strip) = make_axes(size=(6.4, 5.6), rows=2, height_ratios=(3, 1), sharex=True)
     axes.plot([0.25, 1], [0.25, 1], color=GREY, ls=":", label="perfectly calibrated")
     axes.plot(confidence, p, color=BLUE, ls="", marker="o", label="this model, 95 % intervals")
-    axes.vlines(confidence, centre - reach, centre + reach, color=BLUE)
-    title = f"Calibration error {calibration['ece']:.3f}: {_name_data(record)}"
+    axes.vlines(confidence, *ends, color=BLUE)
+    title = f"Calibration error {record['test']['calibration']['ece']:.3f}: {_name_data(record)}"
     axes.set(ylabel="share of rows right", ylim=(-0.03, 1.03), title=title)
     axes.legend(loc="lower right", fontsize=SMALL)
     strip.bar(confidence, n, width=0.03, color=GREY)
@@ -129,7 +127,7 @@ def draw_reliability(record: dict) -> Figure | None:
 def draw_lengths(record: dict) -> Figure:
     """Token lengths of the training rows, and what four policies of padding cost."""
     tokens, counts = np.array([(int(length), count) for length, count in record["lengths"].items()]).T
-    mean, cut = (tokens * counts).sum() / counts.sum(), record["config"]["max_length"]
+    mean, cut = np.average(tokens, weights=counts), record["config"]["max_length"]
     figure, (top, bottom) = make_axes(size=(6.4, 6.6), rows=2)
     top.bar(tokens, counts, width=1.0, color=BLUE)
     top.axvline(mean, color=ORANGE, ls="--", label=f"mean: {mean:.0f} tokens")
@@ -150,14 +148,12 @@ def draw_lengths(record: dict) -> Figure:
 
 def draw_norms(record: dict) -> Figure:
     """The update (alpha / r) B A by layer: its singular values beside the largest of W, and its norm as a share of W's."""
-    norms = record["lora_norms"]
-    parts = [
-        (next((part for part in name.split(".") if part.isdigit()), ""), name.rsplit(".", 1)[-1]) for name in norms
-    ]
-    targets, places = sorted({target for _, target in parts}), np.arange(len(norms))
+    names, norms = list(record["lora_norms"]), list(record["lora_norms"].values())
+    places, targets = np.arange(len(names)), [name.rpartition(".")[2] for name in names]
+    layers = [re.search(r"\b\d+\b|$", name)[0] for name in names]
     figure, axes = make_axes()
-    if isinstance(next(iter(norms.values())), dict):
-        values, largest, relative = _columns(list(norms.values()), "singular_values", "largest_of_W", "relative")
+    if isinstance(norms[0], dict):
+        values, largest, relative = _columns(norms, "singular_values", "largest_of_W", "relative")
         for i, (color, name) in enumerate(((ORANGE, "1st"), ("#F0B48C", "2nd"))[: len(values[0])]):
             axes.bar(places + 0.4 * i - 0.2, [v[i] for v in values], 0.4, color=color, label=f"{name} of the update")
         axes.plot(places, largest, ls="", marker="_", ms=22, mew=3, color=GREY, label="1st of W itself")
@@ -167,13 +163,12 @@ def draw_norms(record: dict) -> Figure:
         axes.legend(loc="upper left", ncols=2, fontsize=SMALL)
         axes.set(ylabel="singular value", title="The update; its norm in % of W's")
     else:  # recorded before the singular values were
-        axes.bar(places, list(norms.values()), color=ORANGE)
+        axes.bar(places, norms, color=ORANGE)
         axes.set(ylabel="Frobenius norm", title="Size of the update (alpha / r) B A")
-    axes.set_xlabel(f"layer ({', '.join(targets)})")
-    several = len(targets) > 1
-    axes.set_xticks(
-        places, [f"{layer} {target}" if several else layer for layer, target in parts], rotation=90 * several
-    )
+    axes.set_xlabel(f"layer ({', '.join(sorted(set(targets)))})")
+    several = len(set(targets)) > 1
+    labels = zip(layers, targets, strict=True) if several else zip(layers, strict=True)
+    axes.set_xticks(places, map(" ".join, labels), rotation=90 * several)
     return figure
 
 
@@ -198,11 +193,11 @@ def to_html(files: dict[str, Path], *kinds: str) -> str:
     )
 
 
-def make_axes(columns: int = 1, size=(6.4, 4.2), *, rows: int = 1, **named):
+def make_axes(size=(6.4, 4.2), *, rows: int = 1, **named):
     """A figure of our style and its axes; `named` goes to `Figure.subplots`."""
     with rc_context(SIZES | {"axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=size, dpi=130, layout="constrained")
-        return figure, figure.subplots(rows, columns, **named)
+        return figure, figure.subplots(rows, **named)
 
 
 def save(figure: Figure, path: Path, source: str, environment: dict) -> None:
@@ -220,7 +215,8 @@ def _name_data(record: dict) -> str:
     return {AG_NEWS: "AG News", BUNDLED: "bundled corpus"}.get(dataset, Path(dataset).name)
 
 
-def _has_rows_of_evidence(record: dict) -> bool:
-    """Whether a run has the training and validation rows of its profile's committed run, which evidence is about."""
+def _read_evidence_on_its_rows(record: dict) -> dict:
+    """The evidence, if a run has the training and validation rows of its profile's committed run, which that is about."""
     committed = CHECKPOINTS / record["profile"]
-    return (committed / RECORD).is_file() and read_record(committed)["data"]["sha256"] == record["data"]["sha256"]
+    same = (committed / RECORD).is_file() and read_record(committed)["data"]["sha256"] == record["data"]["sha256"]
+    return read_evidence() if same else {}

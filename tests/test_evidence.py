@@ -191,8 +191,7 @@ def test_a_study_pairs_its_arms_by_seed(folders, monkeypatch):
 
     monkeypatch.setattr(study, "train", fake_train)
     arms = {"ours": {}, "random-order": {"batch_order": "random"}}
-    monkeypatch.setitem(study.STUDIES, "order", study.Study(profile="mini-agnews", arms=arms, seeds=(1, 2, 3)))
-    found = study.run_study("order")
+    found = study.run_study("order", "mini-agnews", arms, seeds=(1, 2, 3))
     assert found["seeds"] == [1, 2, 3] and found["code"] == ["code aaaaaaaaaa, not committed"]
     assert found["variants"]["random-order"]["difference"] == pytest.approx(0.01)
     assert found["variants"]["random-order"]["interval"] == pytest.approx([0.01, 0.01])

@@ -14,7 +14,7 @@ LOADS = {
     "hf_hub_download",
     "cached_file",
 }
-LOCAL = {"pretraining/start.py"}  # loads the tokenizer from the folder that it has just written it to
+LOCAL = {"pretraining/run.py"}  # loads the tokenizer from the folder that it has just written it to
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE = {"torch.load", "pd.read_pickle", "pandas.read_pickle", "trust_remote_code=True", "allow_pickle="}
 HARMLESS = {"pickle.UnpicklingError"}  # an exception, caught where torch refuses a file

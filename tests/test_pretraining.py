@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from lora_helpers.pretraining.batches import TokenBudgetBatches
 from lora_helpers.pretraining.config import PretrainingConfig
 from lora_helpers.pretraining.losses import MASK, compute_losses, mask_tokens
-from lora_helpers.pretraining.start import build_masked_model, count_words, initialise_embeddings
+from lora_helpers.pretraining.run import build_masked_model, count_words, initialise_embeddings
+from lora_helpers.pretraining.trainer import TokenBudgetBatches
 
 SMALL = PretrainingConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_length=64)
 
@@ -56,7 +56,7 @@ def test_tokens_are_counted_over_epochs():
 def test_embeddings_begin_with_words_of_a_topic_side_by_side(rows):
     torch.manual_seed(0)
     model = build_masked_model(SMALL)
-    initialise_embeddings(model, count_words(rows, SMALL.vocab_size), SMALL)
+    initialise_embeddings(model, count_words(rows, SMALL.vocab_size)[0], SMALL)
     vectors = torch.nn.functional.normalize(model.get_input_embeddings().weight[5:285].detach(), dim=1)
     similarity = (vectors @ vectors.T).view(4, 70, 4, 70).mean(dim=(1, 3))
     same = similarity.diagonal().mean()
@@ -66,8 +66,8 @@ def test_embeddings_begin_with_words_of_a_topic_side_by_side(rows):
 def test_the_losses_fall_when_trained(rows):
     torch.manual_seed(0)
     model = build_masked_model(SMALL)
-    words = count_words(rows, SMALL.vocab_size)
-    idf = torch.from_numpy(words.idf)
+    _, idf = count_words(rows, SMALL.vocab_size)
+    idf = torch.from_numpy(idf)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []
     for _ in range(60):

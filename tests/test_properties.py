@@ -26,7 +26,7 @@ from lora_helpers.data import read_rows, tokenize
 from lora_helpers.errors import InputError
 from lora_helpers.field_checks import BATCH_ORDERS, SCHEDULERS
 from lora_helpers.files.documents import READERS, read_documents
-from lora_helpers.pretraining.batches import TokenBudgetBatches
+from lora_helpers.pretraining.trainer import TokenBudgetBatches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,7 +6,13 @@ on the very rows that the profile's run saw. `rebuild` records both, with the pr
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import LinearSVC
 
 from ..batching import LengthGroupedSampler
 from ..config import RunConfig, get_profile
@@ -17,6 +23,10 @@ from ..model import load_base
 FEATURES = {
     "words and pairs of words": {"sublinear_tf": True, "ngram_range": (1, 2)},
     "2 to 5 characters": {"sublinear_tf": True, "analyzer": "char_wb", "ngram_range": (2, 5), "min_df": 2},
+}
+MODELS = {
+    "linear SVM": partial(LinearSVC, random_state=0),
+    "logistic regression": partial(LogisticRegression, max_iter=1000),
 }
 STRENGTHS = {"linear SVM": (0.1, 0.3, 1.0, 3.0), "logistic regression": (3.0, 10.0, 30.0)}  # C, inverse of the penalty
 
@@ -60,41 +70,21 @@ def rows_in_batches(config: RunConfig, lengths: list[int]) -> np.ndarray:
 
 def _try_all(splits) -> list[dict]:
     """Validation accuracy of every kind of features, of model, and every C."""
-    labels, rows = np.array(splits.validation["label"][:]), []
-    for features in FEATURES:
-        vectorizer = _vectorizer(features)
-        train, validation = (
-            vectorizer.fit_transform(splits.train["text"][:]),
-            vectorizer.transform(splits.validation["text"][:]),
-        )
+    labels, rows = splits.validation["label"][:], []
+    for features, options in FEATURES.items():
+        vectorizer = TfidfVectorizer(**options).fit(splits.train["text"][:])
+        train, validation = (vectorizer.transform(part["text"][:]) for part in (splits.train, splits.validation))
         for name, strengths in STRENGTHS.items():
             for strength in strengths:
-                model = _linear_model(name, strength).fit(train, splits.train["label"][:])
-                accuracy = float((model.predict(validation) == labels).mean())
+                model = MODELS[name](C=strength).fit(train, splits.train["label"][:])
+                accuracy = float(model.score(validation, labels))
                 rows.append({"features": features, "model": name, "C": strength, "validation_accuracy": accuracy})
     return rows
 
 
 def _score(choice: dict, rows, test) -> dict:
-    from sklearn.pipeline import make_pipeline
-
-    model = make_pipeline(_vectorizer(choice["features"]), _linear_model(choice["model"], choice["C"]))
+    model = make_pipeline(TfidfVectorizer(**FEATURES[choice["features"]]), MODELS[choice["model"]](C=choice["C"]))
     predictions = model.fit(rows["text"][:], rows["label"][:]).predict(test["text"][:])
     result = scores(predictions, np.array(test["label"][:]))
     kept = {key: result[key] for key in ("accuracy", "interval", "macro_f1")}
     return {"train_rows": len(rows), "predictions": to_digits(predictions)} | kept
-
-
-def _vectorizer(features: str):
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    return TfidfVectorizer(**FEATURES[features])
-
-
-def _linear_model(name: str, strength: float):
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.svm import LinearSVC
-
-    return {"linear SVM": LinearSVC(C=strength, random_state=0)}.get(name) or LogisticRegression(
-        C=strength, max_iter=1000
-    )

@@ -1,7 +1,6 @@
 """How fast prediction is: `Classifier` beside what people use otherwise, and a file of many rows in a stream.
 
 As in `training_speed`, the weights are random, and the texts are random words of AG News' lengths.
-`python -m lora_helpers bench` and `make evidence` call this.
 """
 
 from __future__ import annotations
@@ -15,13 +14,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
+from transformers import AutoTokenizer, pipeline
 
+from .. import loading
 from ..bases import compute_first_token_alone
 from ..checkpoints import list_checkpoints
 from ..config import PRECISIONS, ROBERTA_MINI, get_profile
 from ..data import load_ag_news
 from ..environment import best_device, has_fast_bfloat16, watch_peak_memory
 from ..evaluation import compare
+from ..export import write_onnx
 from ..files.places import CHECKPOINTS, REPOSITORY
 from ..inference import Classifier
 from ..model import longest_input
@@ -45,27 +48,19 @@ class Peer:
 
 
 def measure_prediction(shape, *, rounds: int, rows: int) -> dict[str, dict]:
-    """Rows a second of every peer on the same texts, each at its best batch size, taking turns; medians of `rounds`.
-
-    Returns:
-        By peer: rows, rows_per_second, and batch_size (None for `Classifier`, which makes its own batches).
-    """
-    from transformers import AutoTokenizer
-
+    """By peer: rows, rows_per_second (the median of `rounds`, taking turns on the same texts), and batch_size, the best of
+    its own (None for `Classifier`, which makes its own batches)."""
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False)
     model = make_model(shape, get_profile("roberta-base")).eval()
     texts = sample_texts(sample_lengths(rows, longest=longest_input(model)), tokenizer)
-    peers = make_peers(model, tokenizer, longest_input(model))
-    best, seconds = {}, {name: [] for name in peers}
+    peers, best = make_peers(model, tokenizer, longest_input(model)), {}
     for name, peer in peers.items():
         peer.predict(texts[:16], peer.batch_sizes[0])  # to warm up
         best[name] = min(peer.batch_sizes, key=lambda size, peer=peer: peer.measure(texts, size))
-    for _ in range(rounds):
-        for name, peer in peers.items():
-            seconds[name].append(peer.measure(texts, best[name]))
+    turns = [[peer.measure(texts, best[name]) for name, peer in peers.items()] for _ in range(rounds)]
     return {
-        name: {"rows": rows, "rows_per_second": rows / float(np.median(taken)), "batch_size": best[name] or None}
-        for name, taken in seconds.items()
+        name: {"rows": rows, "rows_per_second": rows / float(seconds), "batch_size": best[name] or None}
+        for name, seconds in zip(peers, np.median(turns, axis=0), strict=True)
     }
 
 
@@ -74,8 +69,6 @@ def make_peers(model, tokenizer, longest: int) -> dict[str, Peer]:
 
     In bfloat16 where that is fast; ONNX Runtime where it is installed.
     """
-    import torch
-    from transformers import pipeline
 
     def make_pipeline(its_model) -> Peer:
         classify = pipeline("text-classification", model=its_model, tokenizer=tokenizer, device=best_device())
@@ -87,11 +80,10 @@ def make_peers(model, tokenizer, longest: int) -> dict[str, Peer]:
         classifier = Classifier(merged, tokenizer, max_length=longest, precision=precision)
         return Peer(lambda texts, _: classifier.predict(texts), (0,))
 
-    bfloat16, onnx = has_fast_bfloat16(), all(map(find_spec, ("onnxruntime", "onnx", "onnxscript")))
-    peers = {"pipeline": make_pipeline(model)}
+    bfloat16, peers = has_fast_bfloat16(), {"pipeline": make_pipeline(model)}
     if bfloat16:
         peers["pipeline-bfloat16"] = make_pipeline(deepcopy(model).to(torch.bfloat16))
-    if onnx:
+    if all(map(find_spec, ("onnxruntime", "onnx", "onnxscript"))):
         peers["onnxruntime-int8"] = make_onnxruntime(deepcopy(model).merge_and_unload(), tokenizer, longest)
     for precision in PRECISIONS:
         if bfloat16 or precision != "bfloat16":
@@ -101,18 +93,13 @@ def make_peers(model, tokenizer, longest: int) -> dict[str, Peer]:
 
 def make_onnxruntime(model, tokenizer, longest: int) -> Peer:
     """ONNX Runtime on the CPU, matrix products in int8 by its own tool, texts sorted by length as `Classifier` does."""
-    import torch
     from onnxruntime import InferenceSession
     from onnxruntime.quantization import quantize_dynamic
 
-    inputs = dict(tokenizer(["two words", "one"], padding=True, return_tensors="pt"))
-    free = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)  # rows, tokens
-    with tempfile.TemporaryDirectory() as folder:
-        path, quantised = f"{folder}/model.onnx", f"{folder}/int8.onnx"
-        shapes = dict.fromkeys(inputs, free)
-        torch.onnx.export(model.cpu(), (), path, kwargs=inputs, dynamic_shapes=shapes, dynamo=True, verbose=False)
-        quantize_dynamic(path, quantised)
-        session = InferenceSession(quantised, providers=["CPUExecutionProvider"])
+    with loading(), tempfile.TemporaryDirectory() as folder:
+        write_onnx(model.cpu(), tokenizer, Path(folder))
+        quantize_dynamic(f"{folder}/model.onnx", f"{folder}/int8.onnx")
+        session = InferenceSession(f"{folder}/int8.onnx", providers=["CPUExecutionProvider"])
 
     def predict(texts: list[str], size: int) -> None:
         cut, texts = {"padding": True, "truncation": True, "max_length": longest}, sorted(texts, key=len)

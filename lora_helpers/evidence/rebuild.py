@@ -30,7 +30,7 @@ from ..training.run import train
 from .baselines import measure_baselines
 from .prediction_speed import compare_precisions, measure_growth
 from .rivals import measure_rivals
-from .study import STUDIES, choose_rate, repeat_seeds, run_study, score_on_test, train_once
+from .study import ABLATIONS, AT_THE_END, choose_rate, repeat_seeds, run_study, score_on_test, train_once
 from .training_speed import draw_throughput, run_benchmark
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,7 @@ CARD = Path(__file__).parent / "card.md"  # of a profile's first run; `report` f
 
 def rebuild(parts: list[str]) -> None:
     """Run the named parts; if none is named, the committed profiles and whatever else is not in `NAMED_ALONE`."""
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown:
+    if unknown := [part for part in parts if part not in PARTS]:
         raise InputError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
     left_out = {*NAMED_ALONE, *PROFILES} - {run.name for run in committed_runs()}
     for part in parts or [part for part in PARTS if part not in left_out]:
@@ -56,20 +55,20 @@ def rebuild(parts: list[str]) -> None:
 
 
 def rerun_profile(profile: str) -> None:
-    """The committed run of a profile: trained, or gone on with where it was stopped, tested, and put in its place.
-
-    Its folder has the same name every time, so that a stopped run is found; the old one is replaced when all is done.
-    """
+    """The committed run of a profile: trained, or gone on with where it was stopped, tested, and put in its place."""
     config, fresh = get_profile(profile), RUNS / f"evidence-{profile}"
     record = train(config, fresh, resume=True)
     record["test"] = score_on_test(config, fresh)
     write_record(fresh, record)
     if 2 * 4 * record["parameters"]["trainable"] > LARGE_STATES:  # AdamW's two moments
-        drop_states(list_checkpoints(fresh)[:-2])
-    resumable = [folder.name for folder in list_checkpoints(fresh) if read_manifest(folder)["files"].get(STATES[0])]
-    values = {"profile": profile, "base": record["base"]["name"], "batch": config.batch_size}
-    card = CARD.read_text(encoding="utf-8").format(**values, resumable=", ".join(resumable))
-    _replace(CHECKPOINTS / profile, fresh, card)
+        for folder in list_checkpoints(fresh)[:-2]:
+            about = {key: value for key, value in read_manifest(folder).items() if key != "files"}
+            for path in (path for pattern in STATES for path in folder.glob(pattern)):
+                path.unlink()
+            seal(folder, about)
+    resumable = ", ".join(folder.name for folder in list_checkpoints(fresh) if (folder / STATES[0]).is_file())
+    values = {"profile": profile, "base": record["base"]["name"], "batch": config.batch_size, "resumable": resumable}
+    _replace(CHECKPOINTS / profile, fresh, CARD.read_text(encoding="utf-8").format(**values))
     draw_figures([CHECKPOINTS / profile], FIGURES_FOLDER)
 
 
@@ -82,19 +81,9 @@ def score_again() -> None:
         write_record(run, record)
 
 
-def drop_states(checkpoints: list[Path]) -> None:
-    """Take out of checkpoints what only resuming reads, and seal them as they are then."""
-    for folder in checkpoints:
-        manifest = read_manifest(folder)
-        for path in (path for pattern in STATES for path in folder.glob(pattern)):
-            path.unlink()
-        seal(folder, {key: value for key, value in manifest.items() if key != "files"})
-
-
 def rebuild_base() -> None:
     """The bundled base, pretrained anew; every committed run has to follow. Takes more than an hour on two cores."""
-    from ..pretraining.config import PretrainingConfig
-    from ..pretraining.run import pretrain
+    from ..pretraining.run import PretrainingConfig, pretrain
 
     pretrain(PretrainingConfig(), RUNS / "roberta-mini", resume=True)
     _replace(CHECKPOINTS / "roberta-mini", RUNS / "roberta-mini")
@@ -130,8 +119,8 @@ def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     """Every figure of the committed runs and of the evidence; returns the files."""
     runs = [path for files in draw_figures(committed_runs(), output_dir).values() for path in files.values()]
     bench, path = read_evidence()["bench"], Path(output_dir) / "throughput.png"
-    source = f"evidence bench, {bench['environment']['processor']}, {bench['environment']['cores']} cores"
-    save(draw_throughput(bench), path, source, bench["environment"])
+    machine = bench["environment"]
+    save(draw_throughput(bench), path, f"evidence bench, {machine['processor']}, {machine['cores']} cores", machine)
     return [draw_roberta_base(output_dir), *runs, path]
 
 
@@ -142,7 +131,7 @@ def _load_small() -> Classifier:
 def _replace(target: Path, fresh: Path, card: str = "") -> None:
     """Put a finished folder in the place of a committed one, which keeps its card; the first gets `card`."""
     before, old = target / "README.md", fresh.with_name(f"{fresh.name}-replaced")
-    (fresh / "README.md").write_text(before.read_text(encoding="utf-8") if before.is_file() else card, encoding="utf-8")
+    (fresh / "README.md").write_bytes(before.read_bytes() if before.is_file() else card.encode())
     (fresh / ".lock").unlink(missing_ok=True)
     shutil.rmtree(old, ignore_errors=True)
     if target.is_dir():
@@ -158,7 +147,7 @@ PARTS = {
     "mini-seeds": partial(repeat_seeds, "mini"),
     "mini-agnews-seeds": partial(repeat_seeds, "mini-agnews"),
     "mpnet-rates": choose_rate,
-    **{name: partial(run_study, name) for name in STUDIES},
+    "ablations": partial(run_study, "ablations", "mini-agnews", ABLATIONS, **AT_THE_END),
     # Controls: a permutation of the labels a seed; alpha / r as good as 0, so the head alone; a base of random weights.
     "shuffled-labels": partial(repeat_seeds, "mini", shuffled_labels=True),
     "head-only": lambda: train_once(get_profile("mini-agnews", lora_alpha=1e-9), "mini-agnews-head-only"),

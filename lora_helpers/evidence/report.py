@@ -17,7 +17,7 @@ from ..errors import CheckFailed
 from ..evaluation import compare, from_digits
 from ..files.manifests import write_atomically
 from ..files.places import CHECKPOINTS, REPOSITORY
-from ..records import RECORD, read_evidence, read_record, validation_rows
+from ..records import committed_runs, read_evidence, read_record, validation_rows
 
 DOCUMENTS = ("README.md", "*.ipynb", "checkpoints/README.md", "checkpoints/*/README.md")
 MARK = re.compile(r"<!--(?P<name>[a-z][\w. -]*)(?::(?P<form>[\w.,%]+))?-->(?P<value>.*?)<!--/-->", re.DOTALL)
@@ -48,8 +48,7 @@ def update_documents(*, check: bool = False) -> list[Path]:
         old = path.read_bytes().decode("utf-8")
 
         def fill(match: re.Match, path: Path = path) -> str:
-            begin, _, _ = match[0].partition("-->")
-            text = make_text(records, match["name"], match["form"])
+            begin, text = match[0].partition("-->")[0], make_text(records, match["name"], match["form"])
             if match["value"] != text:
                 wrong.append(f"{path.relative_to(REPOSITORY)}: {begin[4:]} is {match['value']!r}, wanted {text!r}")
             return f"{begin}-->{text}<!--/-->"
@@ -70,13 +69,10 @@ def read_records() -> dict[str, dict]:
     Added to a run: `last`, its last validation row; to the base: the same, `bytes`, `epochs`; to `bench`: `ours_over`,
     how many times faster than the other pipelines ours takes a step of roberta-base.
     """
-    records = read_evidence()
+    records, runs = read_evidence(), {run.name: read_record(run) for run in committed_runs()}
     files = {BASE: CHECKPOINTS / BASE / "pretraining.json", "reliability": CHECKPOINTS / "reliability.json"}
     records |= {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
-    for profile in PROFILES:
-        if (CHECKPOINTS / profile / RECORD).is_file():
-            run = read_record(CHECKPOINTS / profile)
-            records[profile] = run | {"last": validation_rows(run)[-1]}
+    records |= {name: run | {"last": validation_rows(run)[-1]} for name, run in runs.items()}
     if base := records.get(BASE):
         base["last"] = [row for row in base["log"] if "eval_masked_loss" in row][-1]
         base["bytes"] = sum(f.stat().st_size for f in files[BASE].parent.iterdir() if f.suffix != ".md")
@@ -88,7 +84,7 @@ def read_records() -> dict[str, dict]:
 
 
 def make_text(records: dict, name: str, form: str | None = None) -> str:
-    """What stands in a document for a table, or for the number whose place in the records is `name`, keys joined by dots."""
+    """What stands in a document for a table, or for the number at `name` in the records, keys joined by dots."""
     if name in TABLES:
         return f"\n{_markdown(TABLES[name](records))}\n"
     record, *keys = name.split(".")
@@ -119,10 +115,8 @@ def _markdown(rows: Iterable[tuple[str, ...]]) -> str:
 
 def make_results(records: dict) -> Iterable[tuple[str, ...]]:
     """Every model on its test split, by data set: ours, linear ones, and figures published by others."""
-    yield (
-        *("model", "accuracy", "95 % interval", "over seeds", "trained parameters", "labelled rows"),
-        *("beside linear, all rows", "beside linear, same rows"),
-    )
+    head = "model", "accuracy", "95 % interval", "over seeds", "trained parameters", "labelled rows"
+    yield *head, "beside linear, all rows", "beside linear, same rows"
     for bundled, title in ((True, "bundled corpus"), (False, "AG News")):
         profiles = [name for name in PROFILES if (get_profile(name).dataset == BUNDLED) == bundled]
         yield (f"**{title}**, {make_text(records, f'{profiles[0]}.test.examples')} test rows",)
@@ -148,43 +142,36 @@ def _compare(run: dict, linear: dict, rows: str) -> str:
     if not all(by_row):
         return "no paired test yet"
     found = compare(*map(from_digits, by_row))
-    return f"{found['verdict']}: {_points(found['difference'], found['interval'])}"
+    return f"{found['verdict']}: {_points(found)}"
 
 
-def _points(difference: float, interval: list[float], decimals: int = 1) -> str:
-    shown = [f"{100 * value:+.{decimals}f}" for value in (difference, *interval)]
-    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+def _points(found: dict, decimals: int = 1) -> str:
+    mean, low, high = (f"{100 * value:+.{decimals}f}" for value in (found["difference"], *found["interval"]))
+    return f"{mean} ({low} to {high})"
 
 
 def _describe_linear_models(profiles: list[str], baselines: dict) -> Iterable[tuple[str, ...]]:
-    first = True
+    fits = {}
     for name, linear in ((name, baselines[name]) for name in profiles if name in baselines):
         chosen, everything = linear.get("chosen"), linear.get("all_rows", linear)
         model = f"TF-IDF of {chosen['features']}, {chosen['model']}" if chosen else linear["model"]
-        fits = {model: everything} if first else {}  # profiles with the same data share it
+        fits = fits or {model: everything}  # profiles with the same data share it
         if "rows_seen" in linear and linear["rows_seen"]["train_rows"] < everything["train_rows"]:
             fits[f"the same, on the rows that `{name}` saw"] = linear["rows_seen"]
-        for title, fit in fits.items():
-            interval = _format(fit["interval"], ".3f")
-            yield title, f"{fit['accuracy']:.4f}", interval, "", "", f"{fit['train_rows']:,}"
-        first = False
+    for title, fit in fits.items():
+        yield title, f"{fit['accuracy']:.4f}", _format(fit["interval"], ".3f"), "", "", f"{fit['train_rows']:,}"
 
 
 def make_training_speed(records: dict) -> Iterable[tuple[str, ...]]:
     """Steps of every pipeline, for both shapes."""
-    yield (
-        "pipeline",
-        "roberta-base, examples/s",
-        "peak memory, GiB",
-        "processed / real tokens",
-        "bundled base, examples/s",
-    )
-    rows = {(row["model"], row["pipeline"]): row for row in records.get("bench", {}).get("rows", [])}
-    for name in [name for model, name in rows if model == ROBERTA_BASE]:
-        row, small = rows[ROBERTA_BASE, name], rows[BASE, name]
-        memory = FORMS["GiB"](row["peak_memory_mib"]) if row["peak_memory_mib"] else NO_VALUE  # Linux alone can
-        rates = f"{row['examples_per_second']:.2f}", f"{small['examples_per_second']:.0f}"
-        yield f"`{name}`", rates[0], memory, f"{row['padding']:.2f}", rates[1]
+    memory_and_padding = "peak memory, GiB", "processed / real tokens"
+    yield "pipeline", "roberta-base, examples/s", *memory_and_padding, "bundled base, examples/s"
+    rows = records.get("bench", {}).get("rows", [])
+    small = {row["pipeline"]: f"{row['examples_per_second']:.0f}" for row in rows if row["model"] == BASE}
+    for row in (row for row in rows if row["model"] == ROBERTA_BASE):
+        name, rate, memory = row["pipeline"], f"{row['examples_per_second']:.2f}", row["peak_memory_mib"]
+        memory = FORMS["GiB"](memory) if memory else NO_VALUE  # Linux alone can
+        yield f"`{name}`", rate, memory, f"{row['padding']:.2f}", small[name]
 
 
 def make_prediction_speed(records: dict) -> Iterable[tuple[str, ...]]:
@@ -200,7 +187,7 @@ def make_study(part: str, records: dict) -> Iterable[tuple[str, ...]]:
     arms = records.get(part, {}).get("variants", {})
     yield "arm", "mean ± standard deviation", f"`{next(iter(arms), 'ours')}` is ahead by (95 % interval)"
     for name, arm in arms.items():
-        ahead = _points(arm["difference"], arm["interval"], 2) if "difference" in arm else ""
+        ahead = _points(arm, 2) if "difference" in arm else ""
         yield f"`{name}`", f"{100 * arm['mean']:.2f} ± {100 * arm['std']:.2f}", ahead
 
 

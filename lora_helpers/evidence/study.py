@@ -1,15 +1,15 @@
 """Questions that trainings answer: arms of a study, the same seeds in each, and how they compare.
 
-Every run has a folder of its own in checkpoints/runs/, goes on there if it was stopped, and is not trained again once it
-is finished; so each row says which code trained it. `rebuild` records each study as a part.
+Every run has its folder in checkpoints/runs/, goes on there if it was stopped, and is not trained again once it is
+finished; so each row says which code trained it. `rebuild` records each study as a part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.stats import t
 
 from ..checkpoints import list_checkpoints
 from ..config import RunConfig, get_profile
@@ -23,54 +23,38 @@ from ..training.run import train
 RATES = (("5e-4", 30), ("1e-3", 30), ("2.5e-4", 30), ("5e-4", 100))  # learning rate at its peak, warm-up steps
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """Arms of a profile, each a change of its fields, over the same seeds; all are compared with the first one."""
-
-    profile: str
-    arms: dict[str, dict]
-    seeds: tuple[int, ...] = (42, 43, 44, 45, 46)
-    shared: dict = field(default_factory=dict)  # changes in every arm
-
-
-STUDIES = {
-    # No speed bought with accuracy: with and without what makes a step fast.
-    "ablations": Study(
-        profile="mini-agnews",
-        arms={
-            "ours": {},  # rows of like length share a batch; no dropout in the frozen base
-            "random-order": {"batch_order": "random"},
-            "base-dropout": {"base_dropout": 0.1},
-        },
-        shared={"eval_steps": 2400, "save_steps": 2400},  # the end is all that is compared
-    )
+# No speed bought with accuracy: with and without what makes a step fast. Each arm changes fields of the profile.
+ABLATIONS = {
+    "ours": {},  # rows of like length share a batch; no dropout in the frozen base
+    "random-order": {"batch_order": "random"},
+    "base-dropout": {"base_dropout": 0.1},
 }
+AT_THE_END = {"eval_steps": 2400, "save_steps": 2400}  # which is all that is compared
 
 
-def run_study(name: str) -> dict:
+def run_study(
+    name: str, profile: str, arms: dict[str, dict], *, seeds: Sequence[int] = range(42, 47), **shared
+) -> dict:
     """Validation accuracy of every arm and seed, and how each arm compares with the first; see `compare_arms`."""
-    study, runs = STUDIES[name], {}
-    for arm, fields in study.arms.items():
-        configs = [get_profile(study.profile, seed=seed, **study.shared, **fields) for seed in study.seeds]
+    runs = {}
+    for arm, fields in arms.items():
+        configs = [get_profile(profile, seed=seed, **shared, **fields) for seed in seeds]
         runs[arm] = [train_once(config, f"{name}-{arm}-{config.seed}") for config in configs]
     found = compare_arms({arm: [row["validation_accuracy"] for row in rows] for arm, rows in runs.items()})
     code = sorted({row["code"] for rows in runs.values() for row in rows})
-    return {"profile": study.profile, "seeds": list(study.seeds), "variants": found, "code": code}
+    return {"profile": profile, "seeds": list(seeds), "variants": found, "code": code}
 
 
 def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
     """Mean, standard deviation (n - 1) and the mean difference (first arm minus this one, seed by seed) with its 95 %
     interval: Student's t on the paired differences. `accuracies`: one value a seed, in the same order for each arm.
     """
-    from scipy.stats import t
-
     compared, reference = {}, next(iter(accuracies))
     for arm, values in accuracies.items():
         compared[arm] = {"validation_accuracy": list(values)} | _mean_and_std(values)
         if arm != reference:
-            difference = _mean_and_std(np.subtract(accuracies[reference], values))
-            mean, n = difference["mean"], len(values)
-            reach = float(t.ppf(0.975, n - 1) * difference["std"] / n**0.5)
+            mean, std = _mean_and_std(np.subtract(accuracies[reference], values)).values()
+            reach = float(t.ppf(0.975, len(values) - 1) * std / len(values) ** 0.5)
             compared[arm] |= {"difference": mean, "interval": [mean - reach, mean + reach]}
     return compared
 
@@ -79,12 +63,11 @@ def repeat_seeds(profile: str, **fields) -> dict:
     """The profile with three seeds: test and validation accuracy, mean and standard deviation (n - 1), curves."""
     rows = []
     for seed in (42, 43, 44):
-        config = get_profile(profile, seed=seed, **fields)
+        config, name = get_profile(profile, seed=seed, **fields), "-".join([profile, *fields, str(seed)])
         if config == get_profile(profile) and (CHECKPOINTS / profile).is_dir():  # the committed run is this one
             record = read_record(CHECKPOINTS / profile)
             row, test = _describe(record), record["test"]
         else:
-            name = "-".join([profile, *fields, str(seed)])
             row, test = train_once(config, name), score_on_test(config, RUNS / name)
         rows.append(row | {f"test_{key}": test[key] for key in ("accuracy", "interval", "predictions")})
     means = {each: _mean_and_std([row[f"{each}_accuracy"] for row in rows]) for each in ("test", "validation")}
@@ -99,7 +82,7 @@ def choose_rate(profile: str = "mpnet-base", steps: int = 300) -> dict:
         row = train_once(get_profile(profile, **fields, **ends), f"{profile}-rate-{rate}-warmup-{warmup}")
         rows.append(fields | row)
     best = min(rows, key=lambda row: row["validation_loss"])
-    return {"profile": profile, "steps": steps, "runs": rows} | {k: best[k] for k in ("learning_rate", "warmup_steps")}
+    return {"profile": profile, "steps": steps, "runs": rows} | {name: best[name] for name in fields}
 
 
 def train_once(config: RunConfig, name: str) -> dict:

@@ -1,6 +1,5 @@
-"""How fast a training step is under four pipelines, side by side in one run on one machine.
+"""How fast a training step is under four pipelines, side by side on one machine, on what `workload` makes.
 
-The models have random weights, for speed depends on shapes alone; see `workload`. Nothing here says how good a model is.
 `python -m lora_helpers bench` prints the tables, `make evidence PARTS=bench` records them.
 """
 
@@ -11,24 +10,17 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
-from ..bases import compute_first_token_alone
-from ..config import RunConfig, get_profile
+from ..bases import compute_first_token_alone, full_size_shape, read_shape
+from ..config import ROBERTA_MINI, RunConfig, get_profile
 from ..environment import best_device, has_fast_bfloat16, watch_peak_memory
 from ..figures import GREEN, GREY, make_axes
+from ..files.places import REPOSITORY, ROBERTA_BASE
 from ..model import longest_input
 from .prediction_speed import measure_prediction
-from .workload import (
-    BATCH,
-    PIPELINES,
-    base_shapes,
-    make_inputs,
-    make_model,
-    plan_epoch,
-    sample_lengths,
-    set_base_dropout,
-)
+from .workload import BATCH, PIPELINES, make_inputs, make_model, plan_epoch, sample_lengths
 
 SAMPLED = 79_000  # rows; every pipeline batches the same ones
 BFLOAT16 = "-bfloat16"  # ends the name of a row that was computed in it
@@ -38,7 +30,8 @@ IN_BFLOAT16 = ("trainer-default", "ours")  # pipelines that are measured in it t
 def run_benchmark(shapes: dict | None = None, *, rounds: int = 3, batches: int = 4, rows: int = 128) -> dict:
     """Every measurement of a step and of prediction, for roberta-base's shape and the bundled base's, as one record."""
     steps, prediction = [], {}
-    for model, shape in (shapes or base_shapes()).items():
+    ours = {"roberta-base": full_size_shape(ROBERTA_BASE), "roberta-mini": read_shape(REPOSITORY / ROBERTA_MINI)}
+    for model, shape in (shapes or ours).items():
         measured = measure_steps(shape, rounds=rounds, batches=batches)
         steps += [{"model": model, "pipeline": name} | row for name, row in measured.items()]
         prediction[model] = measure_prediction(shape, rounds=rounds, rows=rows)
@@ -46,16 +39,13 @@ def run_benchmark(shapes: dict | None = None, *, rounds: int = 3, batches: int =
 
 
 def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
-    """The step of each pipeline, taking turns (A B C D, A B C D, …); the median of `rounds`, after one step each to warm up.
-
-    Where bfloat16 is fast, two come under its autocast too, as `bf16=True` in the Trainer's arguments computes them.
-
-    Returns:
-        By pipeline: seconds_per_step, examples_per_second, padding (processed tokens over real ones), peak_memory_mib
-        (None where the system cannot reset it).
+    """By pipeline, the median of `rounds`, taking turns (A B C D, A B C D, …), after one step each to warm up:
+    seconds_per_step, examples_per_second, padding (processed tokens over real ones), peak_memory_mib (None where the
+    system cannot reset it). Where bfloat16 is fast, two come under autocast too, as with the Trainer's `bf16=True`.
     """
-    config = get_profile("roberta-base")
+    config, original = get_profile("roberta-base"), get_profile("original")
     model = make_model(shape, config)
+    in_base = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and "lora" not in name]
     step, lengths = make_step(model, config), sample_lengths(SAMPLED, longest=longest_input(model))
     # The batches of `original` are all about as wide, and one takes as long as ten of ours: one is enough.
     plans = {name: plan_epoch(name, lengths, 1 if name == "original" else batches) for name in PIPELINES}
@@ -64,7 +54,8 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
     for turn in range(rounds + 1):
         for name, plan in plans.items():
             ours = name.startswith("ours")
-            set_base_dropout(model, config.base_dropout if ours else get_profile("original").base_dropout)
+            for dropout in in_base:
+                dropout.p = (config if ours else original).base_dropout
             peak = watch_peak_memory(gpu=True)
             with compute_first_token_alone(model.base_model.model) if ours else nullcontext():
                 shapes = list(zip(plan.lengths, plan.widths, strict=True))[: None if turn else 1]
@@ -73,23 +64,20 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
             if turn:
                 seconds[name].append(np.mean(taken))
                 peaks[name].append(peak())
-    found = {}
-    for name, plan in plans.items():
-        a_step = float(np.median(seconds[name]))
-        found[name] = {
-            "seconds_per_step": a_step,
+    return {
+        name: {
+            "seconds_per_step": (a_step := float(np.median(seconds[name]))),
             # Time follows the tokens, padding included; those of the few batches are not quite the epoch's mean.
             "examples_per_second": BATCH * float(plan.widths.mean()) / plan.width / a_step,
             "padding": plan.width / plan.length,
             "peak_memory_mib": max(peaks[name]) if all(peaks[name]) else None,
         }
-    return found
+        for name, plan in plans.items()
+    }
 
 
 def make_step(model, config: RunConfig) -> Callable[..., float]:
     """Forward, backward and optimizer step on one batch, as a function that returns the seconds they took."""
-    import torch
-
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=0.0, fused=True)
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForSequenceClassification
 
-from ..bases import full_size_shape
 from ..batching import LengthGroupedSampler
-from ..config import LABELS, ROBERTA_MINI, RunConfig
+from ..config import RunConfig
 from ..environment import best_device
-from ..files.places import REPOSITORY, ROBERTA_BASE
 from ..model import make_lora_config
 
 # AG News' training rows by their number of tokens under roberta-base's tokenizer, special ones included.
@@ -51,14 +52,13 @@ def plan_epoch(pipeline: str, lengths: np.ndarray, count: int) -> Plan:
     and cuts at 128 tokens; `ours` pads batches of like length to their longest row.
     """
     sampler = LengthGroupedSampler(lengths, BATCH, order="length-grouped" if pipeline == "ours" else "random")
-    rows = np.array(list(sampler))
-    rows = rows[: len(rows) // BATCH * BATCH].reshape(-1, BATCH)
-    real = np.minimum(lengths[rows], 128) if pipeline == "pad-128" else lengths[rows]
+    rows = np.array(list(sampler))[: len(lengths) // BATCH * BATCH].reshape(-1, BATCH)
+    real = lengths[rows]
     widths = real.max(axis=1)
     if pipeline == "original":
         widths = np.maximum.reduceat(lengths, range(0, len(lengths), BLOCK))[rows // BLOCK].max(axis=1)
     if pipeline == "pad-128":
-        widths[:] = 128
+        real, widths = np.minimum(real, 128), np.full(len(rows), 128)
     middles = ((np.arange(count) + 0.5) * len(rows) / count).astype(int)
     chosen = np.argsort(widths, kind="stable")[middles]
     return Plan(real[chosen], widths[chosen], float(real.mean()), float(widths.mean()))
@@ -66,11 +66,9 @@ def plan_epoch(pipeline: str, lengths: np.ndarray, count: int) -> Plan:
 
 def make_inputs(lengths: np.ndarray, width: int, model) -> dict:
     """Random tokens of a batch's shape: input_ids and attention_mask <int64>[rows, width], labels <int64>[rows]."""
-    import torch
-
     mask = torch.arange(width) < torch.from_numpy(lengths)[:, None]
     ids = torch.randint(SPECIAL, model.config.vocab_size, mask.shape).where(mask, model.config.pad_token_id)
-    labels = torch.randint(0, model.config.num_labels, (len(lengths),))
+    labels = torch.randint(0, model.config.num_labels, lengths.shape)
     inputs = {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
@@ -83,29 +81,7 @@ def sample_texts(lengths: np.ndarray, tokenizer, *, seed: int = 0) -> list[str]:
 
 
 def make_model(shape, config: RunConfig):
-    """A sequence classifier of `shape` with random weights, under the LoRA and base dropout of `config`, to train."""
-    import torch
-    from peft import get_peft_model
-    from transformers import AutoModelForSequenceClassification
-
+    """A sequence classifier of `shape` with random weights, under the LoRA of `config`, to train."""
     torch.manual_seed(config.seed)
     base = AutoModelForSequenceClassification.from_config(shape, dtype=torch.float32)
-    set_base_dropout(base, config.base_dropout)
     return get_peft_model(base, make_lora_config(config, ["classifier"])).train().to(best_device())
-
-
-def base_shapes() -> dict:
-    """The configurations of roberta-base and of the bundled base, with a 4-class head."""
-    from transformers import AutoConfig
-
-    mini = AutoConfig.from_pretrained(REPOSITORY / ROBERTA_MINI, trust_remote_code=False, num_labels=len(LABELS))
-    return {"roberta-base": full_size_shape(ROBERTA_BASE), "roberta-mini": mini}
-
-
-def set_base_dropout(model, probability: float) -> None:
-    """Dropout of hidden states, attention and head, as `RunConfig.base_dropout` sets it; LoRA's own stays as it is."""
-    import torch
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Dropout) and "lora" not in name:
-            module.p = probability

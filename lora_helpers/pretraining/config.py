@@ -45,12 +45,9 @@ class PretrainingConfig:
 
 def _at_odds(config: PretrainingConfig) -> list[str]:
     """Violations that take two fields to see."""
-    problems = [
-        f"{name} is {getattr(config, name)}, wanted a multiple of eval_steps ({config.eval_steps})"
-        for name in ("max_steps", "save_steps")
-        if getattr(config, name) % config.eval_steps
+    pairs = (("max_steps", "eval_steps"), ("save_steps", "eval_steps"), ("hidden_size", "num_attention_heads"))
+    return [
+        f"{name} is {getattr(config, name)}, wanted a multiple of {other} ({getattr(config, other)})"
+        for name, other in pairs
+        if getattr(config, name) % getattr(config, other)
     ]
-    if config.hidden_size % config.num_attention_heads:
-        wanted = f"a multiple of num_attention_heads ({config.num_attention_heads})"
-        problems.append(f"hidden_size is {config.hidden_size}, wanted {wanted}")
-    return problems

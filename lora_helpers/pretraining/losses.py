@@ -1,16 +1,12 @@
-"""What the bundled base learns from: masked tokens, the words of the document, which halves belong together.
-
-`trainer` sums the three; nothing else uses them.
-"""
+"""What the bundled base learns from: masked tokens, the words of the document, which halves belong together."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch.nn import functional
 
 from ..batching import pad
-
-if TYPE_CHECKING:
-    from .config import PretrainingConfig
+from .config import PretrainingConfig
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # ids 0-4, as in roberta-base but for <mask>
 BOS, PAD, EOS, MASK = 0, 1, 2, 4
@@ -18,8 +14,6 @@ BOS, PAD, EOS, MASK = 0, 1, 2, 4
 
 def mask_tokens(ids, share: float):
     """Masked language modelling's input: (ids with masks, <bool> what was masked), both [rows, longest]."""
-    import torch
-
     masked = (torch.rand(ids.shape, device=ids.device) < share) & (ids >= len(SPECIAL_TOKENS))
     fate = torch.rand(ids.shape, device=ids.device)
     ids = ids.masked_fill(masked & (fate < 0.8), MASK)
@@ -29,14 +23,9 @@ def mask_tokens(ids, share: float):
 def compute_losses(model, documents: list[list[int]], idf, config: PretrainingConfig, *, halves: bool) -> dict:
     """The losses of one batch: `masked`, `words` and, with `halves`, `contrast`; each a scalar in nats.
 
-    Args:
-        documents: token ids of each document, without special tokens.
-        idf: <float32>[vocabulary], inverse document frequency: rare words count more in `words`.
-        halves: feed each document as two halves, cut at random near its middle.
+    `documents` are token ids without special tokens; by `idf` <float32>[vocabulary], inverse document frequency, rare
+    words count more in `words`; with `halves` each document is fed as two, cut at random near its middle.
     """
-    import torch
-    from torch.nn import functional
-
     device = model.device
     parts = _cut_in_halves(documents) if halves else documents
     inputs = {name: tensor.to(device) for name, tensor in pad([[BOS, *part, EOS] for part in parts], PAD).items()}
@@ -49,25 +38,20 @@ def compute_losses(model, documents: list[list[int]], idf, config: PretrainingCo
     words = pad(documents, PAD)["input_ids"].to(device)
     weight = idf[words] * (words != PAD)
     weight = weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    copies = 2 if halves else 1
-    likely = model.lm_head(hidden[:, 0]).log_softmax(dim=-1).gather(1, words.repeat(copies, 1))
-    found["words"] = -(likely * weight.repeat(copies, 1)).sum(dim=1).mean()
+    copies = (2 if halves else 1, 1)
+    likely = model.lm_head(hidden[:, 0]).log_softmax(dim=-1).gather(1, words.repeat(copies))
+    found["words"] = -(likely * weight.repeat(copies)).sum(dim=1).mean()
 
     if halves:  # InfoNCE over the batch, both ways (van den Oord et al. 2018, eq. 4)
         first, second = functional.normalize(hidden[:, 0], dim=-1).chunk(2)
         similarity = first @ second.T / config.temperature
         own = torch.arange(len(documents), device=device)
-        found["contrast"] = (
-            functional.cross_entropy(similarity, own) + functional.cross_entropy(similarity.T, own)
-        ) / 2
+        found["contrast"] = sum(functional.cross_entropy(each, own) for each in (similarity, similarity.T)) / 2
     return found
 
 
 def _cut_in_halves(documents: list[list[int]]) -> list[list[int]]:
     """First halves, then second halves, each cut at a random place between 40 and 60 % of the document."""
-    import torch
-
     places = torch.empty(len(documents)).uniform_(0.4, 0.6).tolist()
-    cuts = [int(len(document) * place) for document, place in zip(documents, places, strict=True)]
-    pairs = list(zip(documents, cuts, strict=True))
-    return [document[:cut] for document, cut in pairs] + [document[cut:] for document, cut in pairs]
+    pairs = [(each, int(len(each) * place)) for each, place in zip(documents, places, strict=True)]
+    return [each[:cut] for each, cut in pairs] + [each[cut:] for each, cut in pairs]

@@ -10,56 +10,60 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+import torch
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from tokenizers import ByteLevelBPETokenizer
+from transformers import RobertaConfig, RobertaForMaskedLM, RobertaTokenizer, set_seed
+
 from ..config import get_profile
 from ..data import fingerprint, load_ag_news
 from ..environment import environment
 from ..errors import InputError
 from ..files.manifests import write_atomically
-from .batches import TokenBudgetBatches
 from .config import PretrainingConfig
-from .start import build_masked_model, count_words, initialise_embeddings, train_tokenizer
+from .losses import SPECIAL_TOKENS
+from .trainer import PretrainingTrainer
 
 PRETRAINING_RECORD = "pretraining.json"
 
 
 def pretrain(config: PretrainingConfig, output_dir: Path, *, resume: bool = False) -> dict:
-    """Train a base model and write it, with tokenizer and `pretraining.json`, to `output_dir`.
+    """Train a base model and write it, with tokenizer and `pretraining.json`, the record returned, to `output_dir`.
 
     While it runs, checkpoints stand in `output_dir/work` (about 200 MB); `resume` continues the newest one.
-
-    Returns:
-        The record, as it stands in `pretraining.json`.
 
     Raises:
         InputError: `output_dir` holds files and `resume` is not set, or was begun with another configuration.
     """
     path, work_dir = output_dir / PRETRAINING_RECORD, output_dir / "work"
+    begun = work_dir / "begun.json"
     if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
         raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue")
-    if path.is_file():  # finished before
-        record = json.loads(path.read_text(encoding="utf-8"))
-        _require_same(config, record["config"], path)
-        return record
-    record = _train(config, output_dir, work_dir, _find_stopped(work_dir, config))
+    for old in (each for each in (path, begun) if each.is_file()):
+        if (record := json.loads(old.read_text(encoding="utf-8")))["config"] != asdict(config):
+            raise InputError(f"{old} holds another configuration; use the same, or name another folder to begin anew")
+        if old == path:  # finished before
+            return record
+    work_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(begun, json.dumps({"config": asdict(config)}))
+    record = _train(config, output_dir, work_dir)
     write_atomically(path, json.dumps(record, indent=1) + "\n")
     shutil.rmtree(work_dir)
     return record
 
 
-def _train(config: PretrainingConfig, output_dir: Path, work_dir: Path, stopped: str | None) -> dict:
-    import transformers
-
-    from .trainer import PretrainingTrainer
-
+def _train(config: PretrainingConfig, output_dir: Path, work_dir: Path) -> dict:
     facts, splits = environment(), load_ag_news(get_profile(config.profile))
     tokenizer = train_tokenizer(splits.train["text"][:], config, work_dir / "tokenizer")
     cut = {"add_special_tokens": False, "truncation": True, "max_length": config.max_length - 2}
     rows, validation = (tokenizer(part["text"][:], **cut)["input_ids"] for part in (splits.train, splits.validation))
-    transformers.set_seed(config.seed)
-    model, words = build_masked_model(config), count_words(rows, config.vocab_size)
+    set_seed(config.seed)
+    model, (words, idf) = build_masked_model(config), count_words(rows, config.vocab_size)
     initialise_embeddings(model, words, config)
-    trainer = PretrainingTrainer(config, work_dir, model, rows=rows, validation=validation, idf=words.idf)
-    trainer.train(resume_from_checkpoint=stopped)
+    trainer = PretrainingTrainer(config, work_dir, model, rows=rows, validation=validation, idf=idf)
+    trainer.train(resume_from_checkpoint=_find_stopped(work_dir, config.max_steps))
     _export(model, tokenizer, output_dir)
     log = [row for row in trainer.state.log_history if "masked_loss" in row or "eval_masked_loss" in row]
     return {
@@ -73,39 +77,75 @@ def _train(config: PretrainingConfig, output_dir: Path, work_dir: Path, stopped:
     }
 
 
-def _require_same(config: PretrainingConfig, its: dict, path: Path) -> None:
-    if its != asdict(config):
-        raise InputError(f"{path} holds another configuration; use the same, or name another folder to begin anew")
+def train_tokenizer(texts, config: PretrainingConfig, folder: Path):
+    """Byte-level BPE on the training text, as a RoBERTa tokenizer."""
+    bpe, special = ByteLevelBPETokenizer(), list(SPECIAL_TOKENS)
+    bpe.train_from_iterator(texts, vocab_size=config.vocab_size, special_tokens=special, show_progress=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    bpe.save_model(str(folder))
+    return RobertaTokenizer.from_pretrained(folder, model_max_length=config.max_length, trust_remote_code=False)
 
 
-def _find_stopped(work_dir: Path, config: PretrainingConfig) -> str | None:
-    """The checkpoint to continue, None to begin; the one at the last step does not count, the Trainer would overrun it."""
-    path = work_dir / "configuration.json"
-    if path.is_file():
-        _require_same(config, json.loads(path.read_text(encoding="utf-8")), path)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(asdict(config), indent=1) + "\n")
+def build_masked_model(config: PretrainingConfig):
+    """The shape of `config` with random weights, and a head for masked tokens."""
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    shape = RobertaConfig(
+        **{name: getattr(config, name) for name in same},
+        intermediate_size=4 * config.hidden_size,
+        max_position_embeddings=config.max_length + 2,  # RoBERTa's positions begin after the padding index
+        type_vocab_size=1,
+        hidden_dropout_prob=0.0,  # few epochs: underfitting, not overfitting, is the limit
+        attention_probs_dropout_prob=0.0,
+    )
+    return RobertaForMaskedLM(shape)
+
+
+def count_words(rows: list[list[int]], vocab_size: int):
+    """TF-IDF of documents of token ids: a sparse matrix <float64>[documents, vocabulary], and idf <float32>[vocabulary]."""
+    named = {"analyzer": list, "vocabulary": range(vocab_size), "lowercase": False}
+    weighting = TfidfVectorizer(**named, sublinear_tf=True)
+    return weighting.fit_transform(rows), (weighting.idf_ - 1).astype(np.float32)
+
+
+def initialise_embeddings(model, words, config: PretrainingConfig) -> None:
+    """Token embeddings begin as latent semantic analysis of the same text (Deerwester et al. 1990), not as noise.
+
+    `words` is the matrix of `count_words`. On two cores that saves most of the first epoch: without it, words must first
+    find their neighbours by descent.
+    """
+    rng = np.random.default_rng(config.seed)
+    analysis = TruncatedSVD(config.hidden_size, random_state=config.seed).fit(words)
+    vectors = analysis.components_.T * np.sqrt(analysis.singular_values_)
+    vectors *= config.embedding_scale / vectors.std()
+    longest = 3 * config.embedding_scale * np.sqrt(config.hidden_size)  # frequent words would drown the positions
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors *= np.minimum(1, longest / np.maximum(norms, 1e-9))
+    rotation, _ = np.linalg.qr(rng.normal(size=(config.hidden_size, config.hidden_size)))  # spread over all heads
+    vectors = vectors @ rotation + rng.normal(scale=config.embedding_scale / 5, size=vectors.shape)
+    special = len(SPECIAL_TOKENS)
+    with torch.no_grad():
+        table = model.get_input_embeddings().weight
+        table[special:] = torch.from_numpy(vectors[special:]).to(table)
+
+
+def _find_stopped(work_dir: Path, last: int) -> str | None:
+    """The newest whole checkpoint, None to begin; one at the `last` step does not count, the Trainer would overrun it."""
     # trainer_state.json is what the Trainer writes last.
     steps = [int(state.parent.name.rpartition("-")[2]) for state in work_dir.glob("checkpoint-*/trainer_state.json")]
-    steps = [step for step in steps if step < config.max_steps]
+    steps = [step for step in steps if step < last]
     return str(work_dir / f"checkpoint-{max(steps)}") if steps else None
 
 
-def _count_tokens(batches: TokenBudgetBatches, steps: int) -> dict[str, int]:
+def _count_tokens(batches, steps: int) -> dict[str, int]:
     """Real tokens of an epoch, and of the batches of all `steps`: their order is a pure function, so nobody counted."""
     epochs, rest = divmod(steps, len(batches))
     batches.set_epoch(epochs)
-    an_epoch = int(batches.lengths.sum())
-    return {
-        "an_epoch": an_epoch,
-        "seen": epochs * an_epoch + sum(int(batches.lengths[b].sum()) for b in list(batches)[:rest]),
-    }
+    an_epoch, begun = int(batches.lengths.sum()), list(batches)[:rest]
+    return {"an_epoch": an_epoch, "seen": epochs * an_epoch + sum(int(batches.lengths[rows].sum()) for rows in begun)}
 
 
 def _export(model, tokenizer, output_dir: Path) -> None:
     """Weights in fp16 (half the size), but a configuration that says float32, so that every loader computes in it."""
-    import torch
-
     output_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(output_dir)
     model.to(torch.float16).save_pretrained(output_dir)

@@ -2,7 +2,7 @@
 
 Masked language modelling; the words of the whole document from its `<s>` vector (masked language modelling alone never
 trains `<s>`, and the classification head reads nothing else); and, in every second batch, telling which two halves
-belong to one document by their `<s>` vectors. `run` imports this when it begins, since it loads transformers.
+belong to one document by their `<s>` vectors.
 """
 
 from __future__ import annotations
@@ -16,11 +16,35 @@ from transformers import Trainer
 
 from ..batching import batches_by_tokens
 from ..training.arguments import OneDeviceArguments
-from .batches import TokenBudgetBatches
 from .config import PretrainingConfig
 from .losses import compute_losses
 
 SAME_NAME = ("max_steps", "learning_rate", "warmup_steps", "weight_decay", "eval_steps", "save_steps", "seed")
+
+
+class TokenBudgetBatches:
+    """A batch sampler: rows of like length, about `budget` tokens a batch, another grouping every epoch.
+
+    A function of (seed, epoch) alone, with the same number of batches in every epoch.
+    """
+
+    batch_size, drop_last = None, False  # what accelerate looks for
+
+    def __init__(self, lengths, budget: int, seed: int):
+        self.lengths, self.budget, self.seed, self.epoch = np.asarray(lengths), budget, seed, 0
+        self.count = len(batches_by_tokens(self.lengths, budget))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer at the start of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self):
+        rng = np.random.default_rng((self.seed, self.epoch))
+        batches = batches_by_tokens(self.lengths, self.budget, ties=rng.permutation(len(self.lengths)))
+        return iter([batches[i] for i in rng.permutation(len(batches))])
 
 
 class PretrainingTrainer(Trainer):
@@ -48,10 +72,8 @@ class PretrainingTrainer(Trainer):
         self.idf = torch.from_numpy(idf).to(arguments.device)
 
     def get_train_dataloader(self):
-        loader = torch.utils.data.DataLoader(
-            self.train_dataset, batch_sampler=self.batches, collate_fn=lambda batch: {"rows": batch}
-        )
-        return self.accelerator.prepare(loader)
+        named = {"batch_sampler": self.batches, "collate_fn": lambda batch: {"rows": batch}}
+        return self.accelerator.prepare(torch.utils.data.DataLoader(self.train_dataset, **named))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted sum of the losses, scalar; halves by the step, so that a resumed run does the same."""
@@ -66,8 +88,8 @@ class PretrainingTrainer(Trainer):
         if "loss" in logs:
             step, every = self.state.global_step, self.config.eval_steps
             steps = {"masked": every, "words": every, "contrast": step // 2 - (step - every) // 2}
-            before = [row["seconds"] for row in self.state.log_history if "seconds" in row][-1:] or [0.0]
-            logs["seconds"] = before[0] + time.monotonic() - self.lap
+            before = max((row.get("seconds", 0.0) for row in self.state.log_history), default=0.0)
+            logs["seconds"] = before + time.monotonic() - self.lap
             self.lap = time.monotonic()
             logs |= {f"{name}_loss": total / steps[name] for name, total in self.sums.items()}
             self.sums = {}
