@@ -19,9 +19,9 @@ from .files.adapters import (
     ADAPTER_CONFIG,
     WEIGHTS,
     read_adapter_config,
+    read_weights,
     refusals_in_one_line,
     require_quick_patterns,
-    require_ranks,
     respell,
 )
 from .files.documents import PICKLES
@@ -60,11 +60,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def verify_checkpoint(folder: Path | str, *, fetch: bool = False) -> Verification:
-    """Everything that `load_checkpoint` checks, on its way and without keeping the model.
-
-    Args:
-        fetch: whether a base model may come from the Hub that is neither a profile's nor in the cache.
-    """
+    """What `load_checkpoint` finds on its way; `fetch` allows a base that is neither a profile's nor in the cache."""
     return load_checkpoint(folder, fetch=fetch)[2]
 
 
@@ -73,43 +69,36 @@ def load_checkpoint(
 ) -> tuple[PeftModel, PreTrainedTokenizerBase, Verification]:
     """The model of a checkpoint in evaluation mode, float32 on the CPU, its tokenizer and what was verified.
 
-    First comes what the folder itself tells: checksums, configuration, names and shapes of its tensors. Only then is
-    the base opened, or fetched, and the tensors compared with what PEFT would save for it.
+    First comes what the folder itself tells: checksums, configuration, tensors. Only then is the base opened, or
+    fetched, and the tensors compared with what PEFT would save for it.
 
     Raises:
         InputError: there is no checkpoint at `folder`, or its base model is not to be had here.
         CheckFailed: it is damaged, or would load only partly; the message lists what does not fit.
     """
     from peft import PeftModelForSequenceClassification, set_peft_model_state_dict
-    from safetensors.torch import load_file
 
-    folder = Path(folder).resolve()
-    manifest, unlisted = _verify_files(folder)
-    notices = []
-    if manifest is None:
-        notices.append("no manifest: not written by this project, its files cannot be checked against a checksum")
-    if unlisted:
-        notices.append(f"not in the manifest, and not read: {', '.join(unlisted)}")
+    folder, notices = Path(folder).resolve(), []
+    manifest, unlisted = _verify_files(folder, notices)
     lora = read_adapter_config(folder, notices)
-    require_ranks(folder, lora)
+    weights = read_weights(folder, lora)
     base_name, revision = _name_base(lora, notices)
     if not fetch and PINNED.get(base_name, "") != revision:
         require_here(base_name, revision)
-    _verify_base(manifest, base_name, revision, notices)
+    if manifest:
+        _verify_base(manifest, base_name, revision, notices)
     base, tokenizer, new_weights = load_base(base_name, revision)
     _verify_vocabulary(folder, tokenizer, base_name)
-    weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
     with refusals_in_one_line(folder):
         require_quick_patterns(folder, lora, [name for name, _ in base.named_modules()])
         model = PeftModelForSequenceClassification(base, lora)
     named = _verify_weights(folder, model, weights, new_weights, notices)
     with refusals_in_one_line(folder):
         set_peft_model_state_dict(model, named)
-    step = manifest.get("step") if manifest else None
-    files = len(manifest["files"]) if manifest else 0
-    longest = longest_input(base)
-    max_length = min(manifest["config"]["max_length"], longest) if manifest else longest
-    return model.eval(), tokenizer, Verification(step, files, len(weights), max_length, notices, unlisted)
+    sealed, longest = manifest or {}, longest_input(base)
+    max_length = min(sealed["config"]["max_length"], longest) if sealed else longest
+    counts = sealed.get("step"), len(sealed.get("files", ())), len(weights)
+    return model.eval(), tokenizer, Verification(*counts, max_length, notices, unlisted)
 
 
 def _name_base(lora: LoraConfig, notices: list[str]) -> tuple[str, str | None]:
@@ -122,7 +111,7 @@ def _name_base(lora: LoraConfig, notices: list[str]) -> tuple[str, str | None]:
     return name, revision
 
 
-def _verify_files(folder: Path) -> tuple[dict | None, list[str]]:
+def _verify_files(folder: Path, notices: list[str]) -> tuple[dict | None, list[str]]:
     """The manifest, if there is one, compared with the files; and the names of the files that it does not list."""
     if not folder.is_dir():
         raise InputError(f"no checkpoint at {folder}; wanted a folder like checkpoints/mini-agnews/checkpoint-2400")
@@ -141,7 +130,11 @@ def _verify_files(folder: Path) -> tuple[dict | None, list[str]]:
         hint = f" ({', '.join(pickles)} is never unpickled; save it as safetensors)" if pickles else ""
         hint = hint or _name_checkpoints(folder)
         raise InputError(f"{folder} is no checkpoint: {' and '.join(missing)} missing{hint}")
-    return manifest, sorted(here - listed)
+    if manifest is None:
+        notices.append("no manifest: not written by this project, its files cannot be checked against a checksum")
+    if unlisted := sorted(here - listed):
+        notices.append(f"not in the manifest, and not read: {', '.join(unlisted)}")
+    return manifest, unlisted
 
 
 def _name_checkpoints(folder: Path) -> str:
@@ -155,29 +148,21 @@ def _name_checkpoints(folder: Path) -> str:
     return f", but it holds {', '.join(path.name for path in inside)}{said}; name one, as in {folder / named}"
 
 
-def _verify_base(manifest: dict | None, name: str, revision: str | None, notices: list[str]) -> None:
-    if manifest and manifest.get("config", {}).get("random_base"):
-        raise CheckFailed(
-            "this checkpoint is a control on a base with random weights, which is not kept; train it again"
-        )
-    wanted = (manifest or {}).get("base") or {}
-    found = base_identity(name, revision)
-    if not wanted or wanted.get("sha256") == found["sha256"]:
+def _verify_base(manifest: dict, name: str, revision: str | None, notices: list[str]) -> None:
+    """The base must be the bytes that the checkpoint was trained on; a folder's tokenizer may be spelt otherwise."""
+    if manifest["config"].get("random_base"):
+        raise CheckFailed("this checkpoint is a control on a base of random weights, not kept; train it again")
+    wanted, found = manifest["base"], base_identity(name, revision)
+    if wanted["sha256"] == found["sha256"]:
         return
-    if not wanted.get("sha256"):
-        notices.append(f"the checkpoint does not say which bytes its base {name} had: not compared")
-    elif bool(wanted.get("revision")) != bool(found["revision"]) and (
-        wanted.get("weights_sha256") in (None, found["weights_sha256"])
-    ):
-        compared = "the weights are the same, the tokenizer's files were" if "weights_sha256" in wanted else "it was"
-        notices.append(
-            f"the base {name} comes from a folder on one side and from the Hub on the other: {compared} not compared"
-        )
-    else:
+    elsewhere = bool(wanted.get("revision")) != bool(found["revision"])
+    if not elsewhere or wanted.get("weights_sha256", found["weights_sha256"]) != found["weights_sha256"]:
         raise CheckFailed(
             f"base model {name}: its weights or tokenizer are not the ones this checkpoint was trained on"
             f" (SHA-256 {found['sha256'][:12]}…, wanted {wanted['sha256'][:12]}…); {how_to_restore(name, revision)}"
         )
+    compared = "the weights are the same, the tokenizer's files were" if "weights_sha256" in wanted else "it was"
+    notices.append(f"base {name}: from a folder on one side, from the Hub on the other: {compared} not compared")
 
 
 def _verify_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, base_name: str) -> None:

@@ -43,10 +43,9 @@ class Splits:
 
 
 def load_ag_news(config: RunConfig) -> Splits:
-    """The training and validation rows of `config`. The test split stays closed; see `load_split`.
+    """The training and validation rows of `config`; the test split stays closed.
 
-    Raises:
-        InputError: no such data, a malformed row (with its number), or too few rows for the validation split.
+    Raises: InputError: no such data, a malformed row (with its number), or too few rows for the validation split.
     """
     dataset, revision = config.dataset, config.dataset_revision
     folder = _open(dataset, ("train", "validation"), revision)
@@ -62,10 +61,8 @@ def load_ag_news(config: RunConfig) -> Splits:
 
 
 def load_split(dataset: str, split: str, revision: str | None = None) -> Dataset:
-    """One split of a data set, "train" or "test", or the "validation" that it brings: `text` string, `label` int64 (0-3).
-
-    `dataset` is "bundled", a folder, or a Hub name at `revision`; the folder in AG_NEWS_DIR stands in for AG News.
-    """
+    """One split, "train", "test" or "validation", of "bundled", a folder, or a Hub name at `revision`: `text` string,
+    `label` int64 (0-3)."""
     return _read(_open(dataset, (split,), revision), split, dataset, revision)
 
 
@@ -122,9 +119,7 @@ def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
         "input_ids": [np.array(row, dtype=np.int32) for row in ids],  # Arrow copies arrays, lists it walks through
         "length": [len(row) for row in ids],
     }
-    if "label" in rows.column_names:
-        columns["labels"] = rows["label"][:]
-    return Dataset.from_dict(columns)
+    return Dataset.from_dict(columns | ({"labels": rows["label"][:]} if "label" in rows.column_names else {}))
 
 
 def _as_dataset(texts: list[str], labels: list[int]) -> Dataset:
@@ -140,10 +135,8 @@ def _data_folder(dataset: str) -> Path | None:
 
 def _open(dataset: str, splits: Sequence[str], revision: str | None) -> Path:
     """The folder with the files of `splits`, as far as the data set has them: a local one, or downloaded."""
-    shapes = [
-        place + shape for place in ("", "data/") for shape in ("{}.csv", "{}.parquet", "{}-?????-of-?????.parquet")
-    ]
-    patterns = [shape.format(split) for split in splits for shape in shapes]
+    shapes = ("{}.csv", "{}.parquet", "{}-?????-of-?????.parquet")
+    patterns = [place + shape.format(split) for split in splits for place in ("", "data/") for shape in shapes]
     return _data_folder(dataset) or download(full_name(dataset), revision, patterns, kind="dataset", instead=INSTEAD)
 
 

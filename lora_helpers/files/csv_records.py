@@ -21,33 +21,26 @@ def csv_records(path: Path) -> Iterator[list[str]]:
     """
     csv.field_size_limit(LONGEST_FIELD)
     form = {"strict": True, "delimiter": "\t" if path.suffix.lower() == ".tsv" else ","}
+    lines, fault = [], None  # of the record that is being read
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        lines = []  # of the record that is being read
         records = csv.reader((lines.append(line) or line for line in stream), **form)
-        while True:
-            lines.clear()
-            try:
-                record = next(records, None)
-            except csv.Error as error:
-                cause = _cause("".join(lines), form["delimiter"]) or f"{error}; check the quotation marks"
-                raise csv.Error(cause) from error
-            if record is None:
-                return
-            is_first = records.line_num == len(lines)
-            if is_first and (separated := _separated("".join(record[:1]), form["delimiter"])):
-                raise csv.Error(separated)
-            if any(re.match(' +"', field) for field in record) and not _is_quoted_wholly(record, lines, form):
-                raise csv.Error("a space before a quotation mark; remove it, so that it follows the separator at once")
-            yield record
-
-
-def _is_quoted_wholly(record: list[str], lines: list[str], form: dict) -> bool:
-    """Whether skipping spaces before fields leaves the texts as they are, as it does where quotation marks enclose them."""
-    try:
-        again = next(csv.reader(lines, **form, skipinitialspace=True))
-    except csv.Error:
-        return False
-    return [field.lstrip(" ") for field in again] == [field.lstrip(" ") for field in record]
+        try:
+            for record in records:
+                is_first = records.line_num == len(lines)
+                fault = is_first and _separated("".join(record[:1]), form["delimiter"])
+                if any(re.match(' +"', field) for field in record):
+                    tight = next(csv.reader(lines, **form, skipinitialspace=True))
+                    if [field.lstrip(" ") for field in tight] != [field.lstrip(" ") for field in record]:
+                        fault = "a space before a quotation mark; remove it, so that it follows the separator at once"
+                if fault:
+                    break
+                yield record
+                lines.clear()
+        except csv.Error as error:
+            cause = _cause("".join(lines), form["delimiter"]) or f"{error}; check the quotation marks"
+            raise csv.Error(cause) from error
+    if fault:
+        raise csv.Error(fault)
 
 
 def _cause(lines: str, delimiter: str) -> str | None:

@@ -18,7 +18,6 @@ from .csv_records import csv_records
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-FETCH_LFS = "a Git LFS pointer in the place of the file; fetch the file itself with `git lfs pull`"
 WAYS_OUT = {
     **dict.fromkeys(PICKLES, "a pickle is a program and is not opened; save the texts as .csv, .jsonl or .parquet"),
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"), "compressed; unpack it first"),
@@ -31,29 +30,26 @@ WAYS_OUT = {
 def read_documents(
     path: Path | str, *, text_columns: Sequence[str] | None = None, id_column: str | None = None, labelled: bool = False
 ) -> Iterator[Document]:
-    """Yield each row of a .csv, .tsv, .jsonl, .parquet or .txt file as a `Document`, in file order.
+    """Yield each row of a file in one of the formats of `READERS` as a `Document`, in file order.
 
     The text is the column `text`, or `title` and `description` joined by a blank, or else `text_columns`; the id is the
     place in the file, from 0, or what `id_column` holds. The label, read if `labelled`, is `label` (0-3, or a class's
     name) or `class` or `class index` (1-4). A CSV file may come without a header, as class, title, description.
-    A text file holds one document a line, blank ones included.
+    A text file holds one document a line. An odd text (empty, a NUL, emoji, half a surrogate pair) is a document.
 
-    A row that is not as described ends the reading: the whole file is refused and the row is named, since a guess
-    or a gap would move every label after it. An odd text (empty, a NUL, emoji, half a surrogate pair) is a document.
-
-    Raises: InputError: missing or empty file, unknown format, or a row that is not as described, with its number.
+    Raises: InputError: missing or empty file, unknown format, or a row that is not as described, with its number; a
+        guess or a gap would move every label after it.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in READERS:
         unknown = f"unknown format {path.suffix!r}, wanted one of {', '.join(READERS)}"
         raise InputError(f"{path}: {WAYS_OUT.get(suffix, unknown)}")
-    columns = Columns(text_columns or (), id_column, labelled, digits=suffix in (".csv", ".tsv"))
-    document = None
+    columns = Columns(path, text_columns or (), id_column, labelled, digits=suffix in (".csv", ".tsv"))
+    number = -1
     for number, (where, values) in enumerate(READERS[suffix](path, columns.choose)):
-        document = columns.document(number, values, where)
-        yield document
-    if document is None:
+        yield columns.document(number, values, where)
+    if number < 0:
         raise InputError(f"{path}: holds no {'rows' if labelled else 'documents'}; wanted at least one")
 
 
@@ -61,6 +57,12 @@ def is_lfs_pointer(path: Path) -> bool:
     """Whether the file only stands for another, as a clone made without Git LFS leaves it."""
     with path.open("rb") as file:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def require_content(path: Path) -> None:
+    """Refuse what `git clone` without Git LFS leaves in the place of a file."""
+    if is_lfs_pointer(path):
+        raise InputError(f"{path} is a Git LFS pointer in the place of the file; fetch it with `git lfs pull`")
 
 
 def class_names(schema) -> dict[str, list[str]]:
@@ -76,12 +78,13 @@ def class_names(schema) -> dict[str, list[str]]:
 def _numbered(path: Path, rows: Iterable, of: str = "row") -> Iterator[tuple[str, object]]:
     """The rows of the file `path`, each with where it stands: the file's name and its number, from 1."""
     if not os.path.isfile(path):
-        found = next((words for is_it, words in _NO_FILES if is_it(path)), "no such file")
+        kinds = {os.path.isdir: "a folder, not a file", os.path.exists: "a pipe or a device, not a file"}
+        kinds[os.path.islink] = "a link that leads to no file"
+        found = next((words for is_it, words in kinds.items() if is_it(path)), "no such file")
         raise InputError(f"{path}: {found}; give a file of rows ({', '.join(READERS)})")
     number = 0
     try:
-        if is_lfs_pointer(path):
-            raise InputError(f"{path}: {FETCH_LFS}")
+        require_content(path)
         for number, row in enumerate(rows, start=1):
             yield f"{path}, {of} {number}", row
     except UnicodeDecodeError as error:
@@ -124,13 +127,8 @@ def _bare(name: str) -> str:
     return name.strip(' \ufeff"').lower()
 
 
-def _parquet_rows(path: Path, choose: Callable) -> Iterator[tuple[str, tuple]]:
-    yield from _numbered(path, _parquet_values(path, choose))
-
-
 def _parquet_values(path: Path, choose: Callable) -> Iterator[tuple]:
     """The values in the wanted columns, row by row; where the schema names the numbers of a column, the names."""
-    import pyarrow
     import pyarrow.parquet
 
     try:
@@ -139,10 +137,11 @@ def _parquet_values(path: Path, choose: Callable) -> Iterator[tuple]:
             wanted = [schema.names[place] for place in choose(schema.names, str(path))]
             classes = {column: dict(enumerate(names)) for column, names in class_names(schema).items()}
             for batch in file.iter_batches(columns=list(dict.fromkeys(wanted))):
-                values = {column: batch.column(column).to_pylist() for column in wanted}
-                for column in classes.keys() & values.keys():
-                    values[column] = [classes[column].get(i, f"{i}, which has no name") for i in values[column]]
-                yield from zip(*(values[column] for column in wanted), strict=True)
+                values = [batch.column(column).to_pylist() for column in wanted]
+                for place, column in enumerate(wanted):
+                    if names := classes.get(column):
+                        values[place] = [names.get(i, f"{i}, which has no name") for i in values[place]]
+                yield from zip(*values, strict=True)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a whole parquet file ({first_line(error)}); make or fetch it again") from error
 
@@ -185,10 +184,8 @@ def _first_bad_line(path: Path) -> int:
         return next(n for n, line in enumerate(lines, start=1) if line.decode("utf-8", "ignore").encode() != line)
 
 
-READERS = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows, ".txt": _text_rows}
+READERS = {
+    **{".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".txt": _text_rows},
+    ".parquet": lambda path, choose: _numbered(path, _parquet_values(path, choose)),
+}
 _CLASSES = ("1", "2", "3", "4")
-_NO_FILES = (
-    (os.path.isdir, "a folder, not a file"),
-    (os.path.exists, "a pipe or a device, not a file"),
-    (os.path.islink, "a link that leads to no file"),
-)

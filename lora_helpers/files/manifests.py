@@ -47,7 +47,7 @@ def read_manifest(folder: Path) -> dict | None:
         outside = [name for name in manifest["files"] if name in ("", ".", "..") or set(name) & set("/\\:")]
         if outside:
             raise ValueError(f"it lists {outside[0]!r}, wanted names of files in this folder")
-        int(manifest["config"]["max_length"]), manifest["base"].keys()  # as whoever reads it relies on
+        int(manifest["config"]["max_length"]), manifest["base"]["sha256"].encode()  # as whoever reads it relies on
         return manifest | {"files": dict(manifest["files"])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckFailed(f"{path}: not a manifest ({error}); the checkpoint is damaged, take another") from error
