@@ -1,7 +1,7 @@
 """Checkpoints: list, verify and load, without executing anything that a file may contain.
 
 A checkpoint with a manifest is whole and compared with it; a folder without one is foreign and taken after
-structural checks. `inference` loads and `training.resuming` verifies, both by `load_checkpoint`.
+structural checks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .records import RECORD, read_record
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as PreTrainedTokenizer
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,14 @@ def verify_checkpoint(folder: Path | str, *, fetch: bool = False) -> Verificatio
     return load_checkpoint(folder, fetch=fetch)[2]
 
 
-def load_checkpoint(
-    folder: Path | str, *, fetch: bool = True
-) -> tuple[PeftModel, PreTrainedTokenizerBase, Verification]:
+def load_checkpoint(folder: Path | str, *, fetch: bool = True) -> tuple[PeftModel, PreTrainedTokenizer, Verification]:
     """The model of a checkpoint in evaluation mode, float32 on the CPU, its tokenizer and what was verified.
 
     First comes what the folder itself tells: checksums, configuration, tensors. Only then is the base opened, or
     fetched, and the tensors compared with what PEFT would save for it.
 
-    Raises:
-        InputError: there is no checkpoint at `folder`, or its base model is not to be had here.
-        CheckFailed: it is damaged, or would load only partly; the message lists what does not fit.
+    Raises: InputError: no checkpoint at `folder`, or its base model is not to be had here. CheckFailed: it is damaged,
+        or would load only partly; the message lists what does not fit.
     """
     from peft import PeftModelForSequenceClassification, set_peft_model_state_dict
 
@@ -88,7 +85,8 @@ def load_checkpoint(
     if manifest:
         _verify_base(manifest, base_name, revision, notices)
     base, tokenizer, new_weights = load_base(base_name, revision)
-    _verify_vocabulary(folder, tokenizer, base_name)
+    if (folder / "tokenizer.json").is_file():
+        _verify_vocabulary(folder / "tokenizer.json", tokenizer, base_name)
     with refusals_in_one_line(folder):
         require_quick_patterns(folder, lora, [name for name, _ in base.named_modules()])
         model = PeftModelForSequenceClassification(base, lora)
@@ -138,7 +136,7 @@ def _verify_files(folder: Path, notices: list[str]) -> tuple[dict | None, list[s
 
 
 def _name_checkpoints(folder: Path) -> str:
-    """What to give in the place of a folder that holds checkpoints, and which of a run's is best; empty if there is none."""
+    """What to give in the place of a folder that holds checkpoints, and which is best; empty if there is none."""
     inside = list_checkpoints(folder) or sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
     if not inside:
         return ""
@@ -165,11 +163,8 @@ def _verify_base(manifest: dict, name: str, revision: str | None, notices: list[
     notices.append(f"base {name}: from a folder on one side, from the Hub on the other: {compared} not compared")
 
 
-def _verify_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, base_name: str) -> None:
+def _verify_vocabulary(path: Path, tokenizer: PreTrainedTokenizer, base_name: str) -> None:
     """A tokenizer saved beside the adapter must number its words as the base's does, which is the one that is used."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
     except (ValueError, KeyError, TypeError) as error:
@@ -179,10 +174,8 @@ def _verify_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, base_na
 
 
 def _verify_weights(folder: Path, model: PeftModel, weights: dict, new_weights: list[str], notices: list[str]) -> dict:
-    """The tensors under the names of today, if they are all that PEFT would save for this configuration on this base.
-
-    `new_weights` are those that the base did not bring: the file must hold them, or they would stay random.
-    """
+    """The tensors under the names of today, if they are all that PEFT would save for this configuration on this base,
+    and hold the `new_weights`, which the base did not bring and which would stay random."""
     import torch
     from peft import get_peft_model_state_dict
 
@@ -194,12 +187,11 @@ def _verify_weights(folder: Path, model: PeftModel, weights: dict, new_weights: 
     wanted = expected.keys() | {f"base_model.model.{name}" for name in new_weights}
     problems = [f"missing {name}" for name in sorted(wanted - weights.keys())]
     problems += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
-    problems += [
-        f"{name} has shape {tuple(weights[name].shape)}, wanted {expected[name]}"
-        for name in sorted(expected.keys() & weights.keys())
-        if tuple(weights[name].shape) != expected[name]
-    ]
-    problems += [f"{name} holds NaN or infinity" for name, t in sorted(weights.items()) if not torch.isfinite(t).all()]
+    for name, tensor in sorted(weights.items()):
+        if (shape := tuple(tensor.shape)) != expected.get(name, shape):
+            problems.append(f"{name} has shape {shape}, wanted {expected[name]}")
+        if not torch.isfinite(tensor).all():
+            problems.append(f"{name} holds NaN or infinity")
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise CheckFailed(f"{folder / WEIGHTS} does not fit its configuration and base model: {shown}")

@@ -137,7 +137,7 @@ def _open(dataset: str, splits: Sequence[str], revision: str | None) -> Path:
     """The folder with the files of `splits`, as far as the data set has them: a local one, or downloaded."""
     shapes = ("{}.csv", "{}.parquet", "{}-?????-of-?????.parquet")
     patterns = [place + shape.format(split) for split in splits for place in ("", "data/") for shape in shapes]
-    return _data_folder(dataset) or download(full_name(dataset), revision, patterns, kind="dataset", instead=INSTEAD)
+    return _data_folder(dataset) or download(dataset, revision, patterns, kind="dataset", instead=INSTEAD)
 
 
 def _read(folder: Path, split: str, dataset: str, revision: str | None) -> Dataset:

@@ -1,7 +1,5 @@
 """What an adapter's own two files say, before any base model is opened and before PEFT builds anything of that size.
-
-Anybody may have written them. `checkpoints` reads them by these functions, then loads.
-"""
+Anybody may have written them."""
 
 from __future__ import annotations
 
@@ -46,10 +44,7 @@ for pattern, name in ((pattern, name) for pattern in patterns for name in names)
 
 
 def read_adapter_config(folder: Path, notices: list[str]) -> LoraConfig:
-    """The configuration of the LoRA in `folder`; fields that this version of PEFT does not know are named in `notices`.
-
-    Raises: CheckFailed: it is none, of something else than a LoRA for texts, or would build more than its tensors fill.
-    """
+    """The configuration of the LoRA in `folder`; fields that this version of PEFT does not know are named in `notices`."""
     from peft import LoraConfig
 
     path = folder / ADAPTER_CONFIG
@@ -79,10 +74,7 @@ def read_adapter_config(folder: Path, notices: list[str]) -> LoraConfig:
 
 
 def read_weights(folder: Path, lora: LoraConfig) -> dict[str, Tensor]:
-    """The tensors in `folder`, float32. No rank in `lora` may be larger than theirs: PEFT would allocate what it is told.
-
-    Raises: CheckFailed: the file is damaged, or the configuration belongs to another.
-    """
+    """The tensors in `folder`, float32. No rank in `lora` may be larger than theirs: PEFT would allocate what it is told."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -95,10 +87,8 @@ def read_weights(folder: Path, lora: LoraConfig) -> dict[str, Tensor]:
     with refusals_in_one_line(folder):
         rank = max(lora.r, *lora.rank_pattern.values(), 0)
     if rank > largest:
-        raise CheckFailed(
-            f"{folder / ADAPTER_CONFIG}: rank {rank}, but no adapter in {WEIGHTS} has more than {largest};"
-            " its configuration belongs to another file"
-        )
+        odd = f"rank {rank}, but no adapter in {WEIGHTS} has more than {largest}; it belongs to another file"
+        raise CheckFailed(f"{folder / ADAPTER_CONFIG}: {odd}")
     return weights
 
 
@@ -117,15 +107,12 @@ def require_quick_patterns(folder: Path, lora: LoraConfig, names: Collection[str
 
 
 def respell(weights: dict, expected: Collection[str]) -> dict:
-    """`weights` under the names that PEFT gives them today (`expected`), as far as other versions only spelt them otherwise.
-
-    A trained module's copies beside it, which bias="all" saves of head and untrained head, are left out.
-    """
+    """`weights` under the names that PEFT gives them today (`expected`), as far as other versions only spelt them otherwise."""
     found = {}
     for name, tensor in weights.items():
         main = re.sub(r"\.(modules_to_save(\.default)?|original_module)(?=\.)", "", name)
         if main != name and main in expected and (main in weights or ".original_module." in name):
-            continue
+            continue  # a copy beside the trained module, which bias="all" saves
         # PEFT 0.5: LoRA's layer was itself the linear layer; 0.3 to 0.15: names of heads; DoRA's vector was a module
         spellings = (name, main, main.removesuffix("bias") + "base_layer.bias", main.removesuffix(".weight"))
         found[next((each for each in spellings if each in expected), name)] = tensor

@@ -1,7 +1,5 @@
-"""What the columns of a file mean: which hold text, label and id, and which class a name or a number stands for.
-
-`documents` asks for every format, labelled or not, so that a column means the same in all of them.
-"""
+"""What the columns of a file mean, the same in every format: which hold text, label and id, and which class a name or
+a number stands for. `documents` asks."""
 
 from __future__ import annotations
 
@@ -42,11 +40,8 @@ class Columns:
     first: int = 0  # the label column's number of World
 
     def choose(self, names: Sequence[str], where: str) -> list[int]:
-        """The places among `names` of the columns to read: label and id, as far as they are wanted, then the text's.
-
-        Raises:
-            InputError: one of them is not there exactly once; `where` says in which file and row.
-        """
+        """The places among `names` of the columns to read: label and id, as far as they are wanted, then the text's;
+        InputError if one of them is not there exactly once."""
         hint = "" if self.labelled else "; --text-column and --id-column name others"
         text, chosen = [tuple(self.text)] if self.text else TEXT, []
         for ways in [LABEL] * self.labelled + [[(self.id,)]] * bool(self.id) + [text]:

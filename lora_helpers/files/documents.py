@@ -1,7 +1,8 @@
 """The documents of an input file, one at a time, whatever its format; memory stays flat however long the file is.
 
 `read_documents` is the one reading of rows, for `inference.predict_file` and for `data`; `columns` says what they
-mean. `_numbered` is the one place where a file that cannot be read becomes a sentence.
+mean. `_numbered` is the one place where a file that cannot be read becomes a sentence. CSV is read strictly: a lenient
+reading would shift texts against their labels.
 """
 
 from __future__ import annotations
@@ -9,22 +10,26 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError, first_line
 from .columns import Columns, Document
-from .csv_records import csv_records
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin")
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz")
 WAYS_OUT = {
     **dict.fromkeys(PICKLES, "a pickle is a program and is not opened; save the texts as .csv, .jsonl or .parquet"),
-    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"), "compressed; unpack it first"),
+    **dict.fromkeys(COMPRESSED, "compressed; unpack it first"),
     **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "a spreadsheet; save it as CSV, UTF-8, separated by commas"),
     ".json": "one JSON document; write one object a line and call the file .jsonl",
     ".ndjson": "JSON lines under another name; call the file .jsonl",
 }
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+CLASSES = ("1", "2", "3", "4")  # what the first column of a CSV file without a header holds
+LONGEST_FIELD = 2**31 - 1  # characters of a CSV file: the most that a C long holds on every platform
+MARKS = {";": "semicolons", "|": "bars", "\t": "tabs", ",": "commas"}
 
 
 def read_documents(
@@ -100,7 +105,7 @@ def _numbered(path: Path, rows: Iterable, of: str = "row") -> Iterator[tuple[str
 
 def _csv_rows(path: Path, choose: Callable) -> Iterator[tuple[str, list[str]]]:
     header, columns, width, empty = None, None, 0, ""
-    for where, row in _numbered(path, csv_records(path)):
+    for where, row in _numbered(path, _csv_records(path)):
         if not row or (len(row) == 1 < width and not row[0].strip()):
             empty = empty or where
             continue
@@ -108,18 +113,58 @@ def _csv_rows(path: Path, choose: Callable) -> Iterator[tuple[str, list[str]]]:
             raise InputError(f"{empty}: 0 columns, wanted {width or len(row)}; remove the empty line")
         if columns is None:
             width = len(row)
-            if width == 3 and row[0] in _CLASSES:  # as AG News' authors publish it
+            if width == 3 and row[0] in CLASSES:  # as AG News' authors publish it
                 columns = choose(("class", "title", "description"), where)
             else:
                 header, columns = [_bare(name) for name in row], choose(row, where)
                 continue
         if len(row) != width:
             raise InputError(f"{where}: {len(row)} columns, wanted {width} as in row 1; mend the row")
-        if header is None and row[0] not in _CLASSES:
+        if header is None and row[0] not in CLASSES:
             raise InputError(f"{where}: class {row[0]!r:.40}, wanted 1, 2, 3 or 4 as in row 1; mend the row")
         if header == [_bare(value) for value in row]:
             raise InputError(f"{where}: the header again; remove the row (files joined by `cat` keep their headers)")
         yield where, [row[column] for column in columns]
+
+
+def _csv_records(path: Path) -> Iterator[list[str]]:
+    """The fields of each record, ended by LF, CRLF or CR; csv.Error, with what to do, if it is not quoted as it should be
+    or the first is separated otherwise."""
+    csv.field_size_limit(LONGEST_FIELD)
+    form = {"strict": True, "delimiter": "\t" if path.suffix.lower() == ".tsv" else ","}
+    lines, fault = [], None  # of the record that is being read
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        records = csv.reader((lines.append(line) or line for line in stream), **form)
+        try:
+            for record in records:
+                is_first = records.line_num == len(lines)
+                fault = is_first and _separated("".join(record[:1]), form["delimiter"])
+                if any(re.match(' +"', field) for field in record):
+                    tight = next(csv.reader(lines, **form, skipinitialspace=True))
+                    if [field.lstrip(" ") for field in tight] != [field.lstrip(" ") for field in record]:
+                        fault = "a space before a quotation mark; remove it, so that it follows the separator at once"
+                if fault:
+                    break
+                yield record
+                lines.clear()
+        except csv.Error as error:
+            cause = _cause("".join(lines), form["delimiter"]) or f"{error}; check the quotation marks"
+            raise csv.Error(cause) from error
+    if fault:
+        raise csv.Error(fault)
+
+
+def _cause(lines: str, delimiter: str) -> str | None:
+    if '\\"' in lines:
+        return 'quotation marks escaped by backslashes; double them ("") instead'
+    after_first_field = re.match(r'"[^"]*" *(.)', lines)
+    return _separated(after_first_field[1], delimiter) if after_first_field else None
+
+
+def _separated(text: str, delimiter: str) -> str | None:
+    """What to do about a file that is separated by another mark than its name says, if `text` holds one."""
+    found = [name for mark, name in MARKS.items() if mark in text and mark != delimiter]
+    return f"separated by {found[0]}, wanted commas in .csv, tabs in .tsv; save it or name it so" if found else None
 
 
 def _bare(name: str) -> str:
@@ -188,4 +233,3 @@ READERS = {
     **{".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".txt": _text_rows},
     ".parquet": lambda path, choose: _numbered(path, _parquet_values(path, choose)),
 }
-_CLASSES = ("1", "2", "3", "4")

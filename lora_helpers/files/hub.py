@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def base_folder(name: str) -> Path | None:
-    """The local folder that `name` means here, None if it is a Hub name. ROBERTA_BASE_DIR counts for roberta-base."""
+    """The local folder that the name of a base means here, None if it is a Hub name."""
     return local_folder(name, "config.json and model.safetensors")
 
 
@@ -37,9 +37,7 @@ def base_files(name: str, revision: str | None, or_else: str = "") -> Path:
     """The folder from which a base is loaded: a local one, or the Hub's at `revision`, downloaded if need be."""
     variable = STAND_INS.get(full_name(name))
     instead = f"set {variable} to a folder with its files" if variable else "name a folder that holds its files"
-    folder = base_folder(name) or download(
-        full_name(name), revision, LOADED_FILES, kind="model", instead=instead + or_else
-    )
+    folder = base_folder(name) or download(name, revision, LOADED_FILES, kind="model", instead=instead + or_else)
     for path in folder.glob("*.safetensors"):
         require_content(path)
     return folder
@@ -96,7 +94,8 @@ def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: 
     from huggingface_hub.errors import HTTPError  # of the HTTP library that huggingface_hub uses; not an OSError
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries would be two lines more
-    cached, offline = _is_cached(name, revision, patterns, kind), is_offline_mode()
+    name, offline = full_name(name), is_offline_mode()
+    cached = _is_cached(name, revision, patterns, kind)
     try:
         if not cached and not offline:
             _announce(name, revision, patterns, kind)

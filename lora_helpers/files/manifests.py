@@ -1,6 +1,6 @@
 """What makes a folder a whole checkpoint: `manifest.json`, written last, with the SHA-256 of every file and of itself.
 
-`training.trainer` seals, `checkpoints` compares. Whatever must stand whole or not at all is written by `write_atomically`.
+`training.trainer` seals, `checkpoints` compares.
 """
 
 from __future__ import annotations
@@ -25,16 +25,13 @@ def seal(folder: Path, details: dict) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the run has one of its own
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     for path in files:
-        _sync(path)
+        with path.open("r+b") as stream:  # Windows refuses it where one could not write
+            os.fsync(stream.fileno())
     write_atomically(folder / MANIFEST, _render(details | {"files": {path.name: hash_file(path) for path in files}}))
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a whole checkpoint as it was sealed, None for a foreign folder.
-
-    Raises:
-        CheckFailed: one byte of it is not what `seal` wrote.
-    """
+    """The manifest of a whole checkpoint, None for a foreign folder; CheckFailed if a byte of it is not what `seal` wrote."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
@@ -77,8 +74,3 @@ def _render(content: dict) -> str:
     """The manifest's text: `content` and, last, the SHA-256 of `content` as JSON."""
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps(content | {"sha256": digest}, indent=2) + "\n"
-
-
-def _sync(path: Path) -> None:
-    with path.open("r+b") as stream:  # Windows refuses it where one could not write
-        os.fsync(stream.fileno())

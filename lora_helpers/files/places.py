@@ -46,14 +46,13 @@ def find_folder(name: str) -> Path | None:
 
 
 def local_folder(name: str, wanted: str) -> Path | None:
-    """The folder that the name of a base model or data set means here, None if it is a name on the Hub.
+    """The folder that the name of a base model or data set means here, by `STAND_INS` too; None if it is a name on the Hub.
 
-    AG_NEWS_DIR, ROBERTA_BASE_DIR and MPNET_BASE_DIR stand in for what they are called after, by its short name too.
     `wanted`: what the folder should hold.
     """
-    variable = STAND_INS.get(full_name(name))
-    if variable and os.environ.get(variable):
-        folder = Path(os.path.expanduser(os.environ[variable]))
+    variable = STAND_INS.get(full_name(name), "")
+    if given := os.environ.get(variable):
+        folder = Path(os.path.expanduser(given))
         if not folder.is_dir():
             raise InputError(f"{variable} is {str(folder)!r}, which is no folder; give one with {wanted}")
         return folder
