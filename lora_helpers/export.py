@@ -1,9 +1,5 @@
-"""A checkpoint as other people load it: merged for plain transformers, the adapter for PEFT, or ONNX; with a model card.
-
-The command `export` calls it. Numbers in the card come from the run's record, and only if it is of this very checkpoint.
-"""
-
-from __future__ import annotations
+"""A checkpoint as other people load it: merged for plain transformers, the adapter for PEFT, or ONNX; with a model card
+whose numbers come from the run's record, and only if it is of this very checkpoint."""
 
 import logging
 import secrets
@@ -130,22 +126,17 @@ def _write_card(checkpoint: Path, folder: Path, facts: dict, *, base: str) -> No
         library_name=LIBRARIES[facts["form"]], datasets=AG_NEWS if on_ag_news else None, model_name=facts["folder"],
         eval_results=scores or None, **(LICENCE if ours else {}),
     )  # fmt: skip
-    facts |= {
-        "names": dict(enumerate(LABELS)),
-        "base": base,
-        "record": record,
-        "step": step,
-        "test": test,
-        "ours": ours,
-    }
+    facts |= {"names": dict(enumerate(LABELS)), "base": base, "ours": ours}
+    facts |= {"record": record, "step": step, "test": test}
     ModelCard.from_template(data, template_path=str(CARD), **facts).save(folder / "README.md")
 
 
 def _find_record(checkpoint: Path) -> tuple[dict | None, int | None]:
     """The record of the run that wrote these weights, and their step; nothing if it is not beside the checkpoint."""
     run_dir = checkpoint.resolve().parent
-    if not (run_dir / RECORD).is_file():
-        return None, None
-    record, digest = read_record(run_dir), hash_file(checkpoint / WEIGHTS)
-    steps = [int(step) for step, saved in record["checkpoints"].items() if saved["adapter_sha256"] == digest]
-    return (record, steps[0]) if steps else (None, None)
+    if (run_dir / RECORD).is_file():
+        record, digest = read_record(run_dir), hash_file(checkpoint / WEIGHTS)
+        for step, saved in record["checkpoints"].items():
+            if saved["adapter_sha256"] == digest:
+                return record, int(step)
+    return None, None

@@ -1,8 +1,6 @@
 """What the columns of a file mean, the same in every format: which hold text, label and id, and which class a name or
 a number stands for. `documents` asks."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ mean. `_numbered` is the one place where a file that cannot be read becomes a se
 reading would shift texts against their labels.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -3,8 +3,6 @@
 `bases` loads a base from that folder and from nowhere else, so what is identified is what computes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import socket

@@ -3,8 +3,6 @@
 `training.trainer` seals, `checkpoints` compares.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -3,8 +3,6 @@
 `config` checks names with it, `data` and `hub` open what it finds, records store what it makes portable.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
