@@ -73,7 +73,7 @@ def _hash_files(files: tuple[Path, ...], stats: tuple) -> dict[str, str]:
 
 def require_here(name: str, revision: str | None) -> None:
     """Refuse a base that would have to be fetched: it is neither a folder nor whole in the Hub's cache."""
-    if base_folder(name) is None and not _is_cached(name, revision, LOADED_FILES, "model"):
+    if base_folder(name) is None and not _find_cached(name, revision, LOADED_FILES, "model"):
         raise InputError(
             f"base model {name} at {revision or 'main'} is not here, and to verify an adapter nothing is fetched"
             " that its own file names; `predict` fetches it and says first how large it is"
@@ -93,30 +93,29 @@ def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: 
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries would be two lines more
     name, offline = full_name(name), is_offline_mode()
-    cached = _is_cached(name, revision, patterns, kind)
+    if cached := _find_cached(name, revision, patterns, kind):
+        return cached
     try:
-        if not cached and not offline:
+        if not offline:
             _announce(name, revision, patterns, kind)
-        return Path(snapshot_download(
-            name, revision=revision, repo_type=kind, allow_patterns=list(patterns), local_files_only=cached
-        ))  # fmt: skip
+        return Path(snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=list(patterns)))
     except (OSError, ValueError, HTTPError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         instead = f"{'unset HF_HUB_OFFLINE' if offline else 'connect to the Hub'}, {instead}"
         raise InputError(f"{kind} {name} at {revision} could not be loaded ({reason}); {instead}") from error
 
 
-def _is_cached(name: str, revision: str | None, patterns: Sequence[str], kind: str) -> bool:
-    """Whether the Hub's cache is known to hold every file that matches."""
+def _find_cached(name: str, revision: str | None, patterns: Sequence[str], kind: str) -> Path | None:
+    """The folder in the Hub's cache, if that is known to hold every file that matches."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
 
+    its = {"revision": revision, "repo_type": kind}
     try:
-        get_cached_repo_tree(name, revision=revision, repo_type=kind)
-        snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=list(patterns), local_files_only=True)
+        get_cached_repo_tree(name, **its)
+        return Path(snapshot_download(name, **its, allow_patterns=list(patterns), local_files_only=True))
     except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError, HFValidationError):
-        return False
-    return True
+        return None
 
 
 def _announce(name: str, revision: str | None, patterns: Sequence[str], kind: str) -> None:
@@ -160,7 +159,7 @@ def is_at_hand(name: str, revision: str | None, *, kind: str) -> bool:
         return True
     patterns = LOADED_FILES if kind == "model" else ("train*.parquet", "data/train*.parquet")
     try:
-        return _is_cached(name, revision, patterns, kind) or bool(_ask(name, revision, kind, SECONDS))
+        return bool(_find_cached(name, revision, patterns, kind) or _ask(name, revision, kind, SECONDS))
     except (OSError, ValueError, HTTPError):
         return False
 
