@@ -116,17 +116,14 @@ def _verify_files(folder: Path, notices: list[str]) -> tuple[dict | None, list[s
     manifest = read_manifest(folder)
     for name, wanted in (manifest["files"] if manifest else {}).items():
         path = folder / name
-        if not path.is_file():
-            raise CheckFailed(f"{path}: missing, but in the manifest; the checkpoint is damaged, take another")
-        if hash_file(path) != wanted:
-            raise CheckFailed(f"{path}: SHA-256 differs from the manifest; the checkpoint is damaged, take another")
+        if not path.is_file() or hash_file(path) != wanted:
+            fault = "SHA-256 differs from the manifest" if path.is_file() else "missing, but in the manifest"
+            raise CheckFailed(f"{path}: {fault}; the checkpoint is damaged, take another")
     here = {path.name for path in folder.iterdir() if not path.name.startswith(".")}  # not what Finder or Jupyter left
     listed = here if manifest is None else manifest["files"].keys() | {MANIFEST}
-    missing = [name for name in (ADAPTER_CONFIG, WEIGHTS) if name not in listed]
-    if missing:
-        pickles = sorted(name for name in here if name.endswith(PICKLES))
-        hint = f" ({', '.join(pickles)} is never unpickled; save it as safetensors)" if pickles else ""
-        hint = hint or _name_checkpoints(folder)
+    if missing := [name for name in (ADAPTER_CONFIG, WEIGHTS) if name not in listed]:
+        pickles = ", ".join(sorted(name for name in here if name.endswith(PICKLES)))
+        hint = f" ({pickles} is never unpickled; save it as safetensors)" if pickles else _name_checkpoints(folder)
         raise InputError(f"{folder} is no checkpoint: {' and '.join(missing)} missing{hint}")
     if manifest is None:
         notices.append("no manifest: not written by this project, its files cannot be checked against a checksum")
@@ -195,7 +192,6 @@ def _verify_weights(folder: Path, model: PeftModel, weights: dict, new_weights: 
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise CheckFailed(f"{folder / WEIGHTS} does not fit its configuration and base model: {shown}")
-    untrained = [name for name, t in weights.items() if "lora_B" in name and not t.any()]
-    if untrained:
+    if untrained := [name for name, t in weights.items() if "lora_B" in name and not t.any()]:
         notices.append(f"lora_B is all zero in {len(untrained)} layers: these adapters were never trained")
     return weights

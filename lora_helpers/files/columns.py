@@ -72,7 +72,7 @@ class Columns:
         """The class, 0-3, of a name, or of a number as the label column counts."""
         if isinstance(value, str) and _plain(value) in _CLASSES:
             return _CLASSES[_plain(value)]
-        number = int(value) if self.digits and value in ("0", "1", "2", "3", "4") else value
+        number = int(value) if self.digits and value in tuple("01234") else value
         if type(number) is not int or not 0 <= number - self.first < len(LABELS):
             numbers = "1, 2, 3 or 4" if self.first else "0, 1, 2 or 3"
             raise InputError(f"{where}: class {value!r:.40}, wanted {numbers}, or {', '.join(LABELS)}; mend or drop it")

@@ -63,7 +63,6 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def require_content(path: Path) -> None:
-    """Refuse what `git clone` without Git LFS leaves in the place of a file."""
     if is_lfs_pointer(path):
         raise InputError(f"{path} is a Git LFS pointer in the place of the file; fetch it with `git lfs pull`")
 
@@ -107,15 +106,13 @@ def _csv_rows(path: Path, choose: Callable) -> Iterator[tuple[str, list[str]]]:
         if not row or (len(row) == 1 < width and not row[0].strip()):
             empty = empty or where
             continue
+        width = width or len(row)
         if empty:
-            raise InputError(f"{empty}: 0 columns, wanted {width or len(row)}; remove the empty line")
-        if columns is None:
-            width = len(row)
-            if width == 3 and row[0] in CLASSES:  # as AG News' authors publish it
-                columns = choose(("class", "title", "description"), where)
-            else:
-                header, columns = [_bare(name) for name in row], choose(row, where)
-                continue
+            raise InputError(f"{empty}: 0 columns, wanted {width}; remove the empty line")
+        if columns is None and not (width == 3 and row[0] in CLASSES):
+            header, columns = [_bare(name) for name in row], choose(row, where)
+            continue
+        columns = columns or choose(("class", "title", "description"), where)  # as AG News' authors publish it
         if len(row) != width:
             raise InputError(f"{where}: {len(row)} columns, wanted {width} as in row 1; mend the row")
         if header is None and row[0] not in CLASSES:

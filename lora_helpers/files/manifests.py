@@ -1,7 +1,4 @@
-"""What makes a folder a whole checkpoint: `manifest.json`, written last, with the SHA-256 of every file and of itself.
-
-`training.trainer` seals, `checkpoints` compares.
-"""
+"""What makes a folder a whole checkpoint: `manifest.json`, written last, with the SHA-256 of every file and of itself."""
 
 import hashlib
 import json
@@ -15,12 +12,9 @@ MANIFEST = "manifest.json"
 
 
 def seal(folder: Path, details: dict) -> None:
-    """Make `folder` a whole checkpoint: checksums of all its files, and `details`, in a manifest written last.
-
-    The Trainer's `training_args.bin` is removed first: it is a pickle of the arguments, and the record has them.
-    """
-    (folder / "training_args.bin").unlink(missing_ok=True)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the run has one of its own
+    """Make `folder` a whole checkpoint: checksums of all its files, and `details`, in a manifest written last."""
+    for name in ("training_args.bin", "README.md"):  # a pickle of what the record has, and PEFT's empty model card
+        (folder / name).unlink(missing_ok=True)
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     for path in files:
         with path.open("r+b") as stream:  # Windows refuses it where one could not write
@@ -39,8 +33,7 @@ def read_manifest(folder: Path) -> dict | None:
         manifest.pop("sha256", None)
         if _render(manifest) != text:
             raise ValueError("it is not what its own SHA-256 was taken of")
-        outside = [name for name in manifest["files"] if name in ("", ".", "..") or set(name) & set("/\\:")]
-        if outside:
+        if outside := [name for name in manifest["files"] if name in ("", ".", "..") or set(name) & set("/\\:")]:
             raise ValueError(f"it lists {outside[0]!r}, wanted names of files in this folder")
         int(manifest["config"]["max_length"]), manifest["base"]["sha256"].encode()  # as whoever reads it relies on
         return manifest | {"files": dict(manifest["files"])}

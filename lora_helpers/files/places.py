@@ -1,7 +1,4 @@
-"""Where things lie: the repository's own folders, and the folder that the name of a base model or data set means here.
-
-`config` checks names with it, `data` and `hub` open what it finds, records store what it makes portable.
-"""
+"""Where things lie: the repository's own folders, and the folder that the name of a base model or data set means here."""
 
 import os
 from pathlib import Path
@@ -44,10 +41,7 @@ def find_folder(name: str) -> Path | None:
 
 
 def local_folder(name: str, wanted: str) -> Path | None:
-    """The folder that the name of a base model or data set means here, by `STAND_INS` too; None if it is a name on the Hub.
-
-    `wanted`: what the folder should hold.
-    """
+    """The folder, which should hold what is `wanted`, that a name means here, by `STAND_INS` too; None if it is on the Hub."""
     variable = STAND_INS.get(full_name(name), "")
     if given := os.environ.get(variable):
         folder = Path(os.path.expanduser(given))
@@ -63,8 +57,10 @@ def local_folder(name: str, wanted: str) -> Path | None:
 def portable_name(name: str) -> str:
     """A folder's path from the repository, which tells nothing above the folder that holds both; else the full name."""
     folder = None if name == BUNDLED else find_folder(name)
+    if folder is None:
+        return full_name(name)
     try:
-        return os.path.relpath(folder, REPOSITORY).replace(os.sep, "/") if folder else full_name(name)
+        return Path(os.path.relpath(folder, REPOSITORY)).as_posix()
     except ValueError:  # another drive of a Windows machine
         return folder.name
 
