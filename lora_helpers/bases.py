@@ -35,14 +35,20 @@ def load_base(
     with `random` every weight is drawn anew. `or_else` ends the advice where the base is not to be had.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
     from transformers.utils.logging import disable_progress_bar
 
     folder = base_files(name, revision, or_else)
     disable_progress_bar()  # a download deserves a bar, reading a local file does not
     with loading(), _refusals_in_one_line(name, revision):
         shape = read_shape(folder, dropout)
-        _require_encoder(name, shape)
+        if type(shape) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or shape.is_encoder_decoder:
+            kind = "an encoder with a decoder" if shape.is_encoder_decoder else "without such a head"
+            raise InputError(f"base model {name!r} is of type {shape.model_type}, {kind}; {WANTED}")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if getattr(shape, "pad_token_id", None) is None:
             shape.pad_token_id = tokenizer.pad_token_id  # a decoder's head looks for the last token before it
@@ -102,14 +108,6 @@ def compute_first_token_alone(model: PreTrainedModel) -> AbstractContextManager:
 def _keep_first_token(module, inputs: tuple) -> tuple:
     """Of each hidden state <float32>[rows, tokens, width], the first token's; a hook, so at module level to be pickled."""
     return tuple(each[:, :1] for each in inputs)
-
-
-def _require_encoder(name: str, shape: PreTrainedConfig) -> None:
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
-    if type(shape) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or shape.is_encoder_decoder:
-        kind = "an encoder with a decoder" if shape.is_encoder_decoder else "without such a head"
-        raise InputError(f"base model {name!r} is of type {shape.model_type}, {kind}; {WANTED}")
 
 
 def _find_misfit(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, missing: list[str]) -> str:

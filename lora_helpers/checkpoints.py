@@ -15,15 +15,8 @@ from typing import TYPE_CHECKING
 from .bases import load_base
 from .config import PINNED
 from .errors import CheckFailed, InputError
-from .files.adapters import (
-    ADAPTER_CONFIG,
-    WEIGHTS,
-    read_adapter_config,
-    read_weights,
-    refusals_in_one_line,
-    require_quick_patterns,
-    respell,
-)
+from .files import adapters
+from .files.adapters import ADAPTER_CONFIG, WEIGHTS
 from .files.documents import PICKLES
 from .files.hub import base_folder, base_identity, how_to_restore, require_here
 from .files.manifests import MANIFEST, hash_file, read_manifest
@@ -77,8 +70,8 @@ def load_checkpoint(folder: Path | str, *, fetch: bool = True) -> tuple[PeftMode
 
     folder, notices = Path(folder).resolve(), []
     manifest, unlisted = _verify_files(folder, notices)
-    lora = read_adapter_config(folder, notices)
-    weights = read_weights(folder, lora)
+    lora = adapters.read_adapter_config(folder, notices)
+    weights = adapters.read_weights(folder, lora)
     base_name, revision = _name_base(lora, notices)
     if not fetch and PINNED.get(base_name, "") != revision:
         require_here(base_name, revision)
@@ -87,12 +80,10 @@ def load_checkpoint(folder: Path | str, *, fetch: bool = True) -> tuple[PeftMode
     base, tokenizer, new_weights = load_base(base_name, revision)
     if (folder / "tokenizer.json").is_file():
         _verify_vocabulary(folder / "tokenizer.json", tokenizer, base_name)
-    with refusals_in_one_line(folder):
-        require_quick_patterns(folder, lora, [name for name, _ in base.named_modules()])
+    with adapters.refusals_in_one_line(folder):
+        adapters.require_quick_patterns(folder, lora, [name for name, _ in base.named_modules()])
         model = PeftModelForSequenceClassification(base, lora)
-    named = _verify_weights(folder, model, weights, new_weights, notices)
-    with refusals_in_one_line(folder):
-        set_peft_model_state_dict(model, named)
+        set_peft_model_state_dict(model, _verify_weights(folder, model, weights, new_weights, notices))
     sealed, longest = manifest or {}, longest_input(base)
     max_length = min(sealed["config"]["max_length"], longest) if sealed else longest
     counts = sealed.get("step"), len(sealed.get("files", ())), len(weights)
@@ -152,10 +143,9 @@ def _verify_base(manifest: dict, name: str, revision: str | None, notices: list[
         return
     elsewhere = bool(wanted.get("revision")) != bool(found["revision"])
     if not elsewhere or wanted.get("weights_sha256", found["weights_sha256"]) != found["weights_sha256"]:
-        raise CheckFailed(
-            f"base model {name}: its weights or tokenizer are not the ones this checkpoint was trained on"
-            f" (SHA-256 {found['sha256'][:12]}…, wanted {wanted['sha256'][:12]}…); {how_to_restore(name, revision)}"
-        )
+        fault = "its weights or tokenizer are not the ones this checkpoint was trained on"
+        differ = f"SHA-256 {found['sha256'][:12]}…, wanted {wanted['sha256'][:12]}…"
+        raise CheckFailed(f"base model {name}: {fault} ({differ}); {how_to_restore(name, revision)}")
     compared = "the weights are the same, the tokenizer's files were" if "weights_sha256" in wanted else "it was"
     notices.append(f"base {name}: from a folder on one side, from the Hub on the other: {compared} not compared")
 
@@ -180,7 +170,7 @@ def _verify_weights(folder: Path, model: PeftModel, weights: dict, new_weights: 
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     copies = (".modules_to_save.", ".original_module.")  # of biases, beside the ones that count
     expected = {name: tuple(t.shape) for name, t in saved.items() if not any(copy in name for copy in copies)}
-    weights = respell(weights, expected)
+    weights = adapters.respell(weights, expected)
     wanted = expected.keys() | {f"base_model.model.{name}" for name in new_weights}
     problems = [f"missing {name}" for name in sorted(wanted - weights.keys())]
     problems += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]

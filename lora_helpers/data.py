@@ -30,11 +30,11 @@ INSTEAD = "set AG_NEWS_DIR to a folder with train.csv and test.csv, or use PROFI
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows with the columns `text` (string) and `label` (int64, 0-3)."""
+    """Rows with the columns `text` (string) and `label` (int64, 0-3), and what a record may say of where they are from."""
 
     train: Dataset
     validation: Dataset
-    source: str  # what a record may say about where the rows came from
+    source: str
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of each split, rows in order."""
@@ -42,10 +42,7 @@ class Splits:
 
 
 def load_ag_news(config: RunConfig) -> Splits:
-    """The training and validation rows of `config`; the test split stays closed.
-
-    Raises: InputError: no such data, a malformed row (with its number), or too few rows for the validation split.
-    """
+    """The training and validation rows of `config`; InputError for a row that is malformed, or if there are too few."""
     dataset, revision = config.dataset, config.dataset_revision
     folder = _open(dataset, ("train", "validation"), revision)
     train = _read(folder, "train", dataset, revision)
@@ -75,10 +72,8 @@ def describe_source(dataset: str, revision: str | None) -> str:
 
 
 def find_split_files(folder: Path, split: str) -> list[Path]:
-    """The files that make a split, in `folder` or its `data/`, as `WANTED` says, and no other; [] where there is none.
-
-    Raises: InputError: they leave a choice, or a shard is missing.
-    """
+    """The files that make a split, in `folder` or its `data/`, as `WANTED` says, and no other; [] where there is none,
+    InputError where they leave a choice or a shard is missing."""
     ways = []
     for place in (folder, folder / "data"):
         ways += [[file] for file in (place / f"{split}.csv", place / f"{split}.parquet") if file.exists()]
@@ -139,6 +134,8 @@ def _open(dataset: str, splits: Sequence[str], revision: str | None) -> Path:
 
 def _read(folder: Path, split: str, dataset: str, revision: str | None) -> Dataset:
     """The rows of a split in `folder`; of what was downloaded, errors say how to fetch it again."""
+    from pyarrow.parquet import read_schema
+
     name, on_hub, files = full_name(dataset), _data_folder(dataset) is None, find_split_files(folder, split)
     if not files:
         place, remedy = (f"dataset {name} at {revision}", INSTEAD) if on_hub else (folder, "put the file there")
@@ -149,19 +146,13 @@ def _read(folder: Path, split: str, dataset: str, revision: str | None) -> Datas
     try:
         rows = read_rows(files)
         if name == AG_NEWS:
-            _require_as_published(rows, files[0], split)
+            names = class_names(read_schema(files[0])).get("label", LABELS) if files[0].suffix == ".parquet" else LABELS
+            if len(rows) != HUB_ROWS.get(split) or tuple(names) != LABELS:
+                wanted = f"wanted {HUB_ROWS.get(split)} with {LABELS}"
+                raise InputError(f"{AG_NEWS}, {split}: {len(rows)} rows with labels {tuple(names)}, {wanted}")
         return rows
     except InputError as error:
         raise InputError(f"{error}; delete {cached_repository(folder)} to download it again") from error
-
-
-def _require_as_published(rows: Dataset, file: Path, split: str) -> None:
-    from pyarrow.parquet import read_schema
-
-    names = class_names(read_schema(file)).get("label", LABELS) if file.suffix == ".parquet" else LABELS
-    if len(rows) != HUB_ROWS.get(split) or tuple(names) != LABELS:
-        found = f"{len(rows)} rows with labels {tuple(names)}"
-        raise InputError(f"{AG_NEWS}, {split}: {found}, wanted {HUB_ROWS.get(split)} with {LABELS}")
 
 
 def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Dataset]:

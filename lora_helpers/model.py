@@ -1,7 +1,4 @@
-"""A base model with its tokenizer, wrapped in LoRA by PEFT, and what can be read off it: counts, norms, shape.
-
-`build_model` is the one way to a model that will be trained; `bases` reads the base's files.
-"""
+"""A base model with its tokenizer, wrapped in LoRA by PEFT, and what can be read off it: counts, norms, shape."""
 
 from __future__ import annotations
 
@@ -21,9 +18,7 @@ if TYPE_CHECKING:
 
 
 def build_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """The model that `config` trains, float32, and its tokenizer.
-
-    Seeds first: the classification head is drawn here, before the Trainer's own seed acts.
+    """The model that `config` trains, float32, and its tokenizer; the head is drawn here, so the seed is set here too.
 
     Raises: InputError: the base cannot be loaded, a LoRA target names no layer, or new weights would stay frozen.
     """
@@ -43,7 +38,12 @@ def build_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     model.peft_config["default"].base_model_name_or_path = portable_name(config.base_model)
     # Left to itself, PEFT asks the Hub at every save for the base's `main` branch, to see whether the vocabulary grew.
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
-    _require_trainable(model, new_weights)
+    # A weight that was just drawn at random and stays frozen would ruin the model without a word.
+    trainable = {
+        name.replace(".modules_to_save.default", "") for name, p in model.named_parameters() if p.requires_grad
+    }
+    if frozen := ", ".join(name for name in new_weights if f"base_model.model.{name}" not in trainable):
+        raise InputError(f"newly initialised weights would stay frozen: {frozen}; train their module in full")
     return model, tokenizer
 
 
@@ -133,13 +133,3 @@ def longest_input(model) -> int:
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return model.config.max_position_embeddings
-
-
-def _require_trainable(model: PeftModel, new_weights: list[str]) -> None:
-    """A weight that was just drawn at random and stays frozen would ruin the model without a word."""
-    trainable = {
-        name.replace(".modules_to_save.default", "") for name, p in model.named_parameters() if p.requires_grad
-    }
-    if frozen := [weight for weight in new_weights if f"base_model.model.{weight}" not in trainable]:
-        listed = ", ".join(frozen)
-        raise InputError(f"newly initialised weights would stay frozen: {listed}; train their module in full")

@@ -63,9 +63,8 @@ class Columns:
         id = values.pop(0) if self.id else number
         if type(id) not in (int, str) or id == "":
             raise InputError(f"{where}: {self.id} is {id!r:.40}, wanted a string or a whole number; fill it")
-        for value in values:
-            if not isinstance(value, str):
-                raise InputError(f"{where}: the text is {type(value).__name__}, wanted a string; drop or fill it")
+        if kinds := [type(value).__name__ for value in values if not isinstance(value, str)]:
+            raise InputError(f"{where}: the text is {kinds[0]}, wanted a string; drop or fill it")
         return Document(id, " ".join(values).strip(), label)
 
     def _label(self, value, where: str) -> int:
