@@ -35,18 +35,15 @@ def load_base(
     with `random` every weight is drawn anew. `or_else` ends the advice where the base is not to be had.
     """
     import torch
-    from transformers import (
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as WITH_HEAD
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     folder = base_files(name, revision, or_else)
     disable_progress_bar()  # a download deserves a bar, reading a local file does not
     with loading(), _refusals_in_one_line(name, revision):
         shape = read_shape(folder, dropout)
-        if type(shape) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or shape.is_encoder_decoder:
+        if type(shape) not in WITH_HEAD or shape.is_encoder_decoder:
             kind = "an encoder with a decoder" if shape.is_encoder_decoder else "without such a head"
             raise InputError(f"base model {name!r} is of type {shape.model_type}, {kind}; {WANTED}")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

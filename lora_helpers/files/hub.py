@@ -74,10 +74,8 @@ def _hash_files(files: tuple[Path, ...], stats: tuple) -> dict[str, str]:
 def require_here(name: str, revision: str | None) -> None:
     """Refuse a base that would have to be fetched: it is neither a folder nor whole in the Hub's cache."""
     if base_folder(name) is None and not _find_cached(name, revision, LOADED_FILES, "model"):
-        raise InputError(
-            f"base model {name} at {revision or 'main'} is not here, and to verify an adapter nothing is fetched"
-            " that its own file names; `predict` fetches it and says first how large it is"
-        )
+        why = "and to verify an adapter nothing is fetched that its own file names; `predict` fetches it and says its size"
+        raise InputError(f"base model {name} at {revision or 'main'} is not here, {why}")
 
 
 def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: str, instead: str) -> Path:
