@@ -1,10 +1,8 @@
 """On which device and in which arithmetic a `Classifier` computes: float32, bfloat16, or int8 on a CPU.
 
-For int8, oneDNN's product is taken, which torch brings: torchao's is forty times as slow as float32 where a
-processor lacks VNNI, and ONNX Runtime, as fast as this, needs up to a minute to translate a model first.
+For int8, oneDNN's product is taken: torchao's is forty times as slow as float32 where a processor lacks VNNI, and ONNX
+Runtime, as fast as this, needs up to a minute to translate a model first.
 """
-
-from __future__ import annotations
 
 import logging
 
@@ -18,11 +16,7 @@ LARGEST_INPUT = 254.5  # 8 bits, with half a step left for the rounding of zero
 
 
 def find_device(name: str | torch.device | None, precision: str) -> torch.device:
-    """The device called `name`; if None the best there is, which for int8 is the CPU.
-
-    Raises:
-        InputError: it is not here, or does not compute in `precision`.
-    """
+    """The device called `name`, InputError if it is not here; if None the best there is, which for int8 is the CPU."""
     try:
         device = torch.device(name or ("cpu" if precision == "int8" else best_device()))
         torch.empty(1, device=device)
@@ -35,12 +29,19 @@ def find_device(name: str | torch.device | None, precision: str) -> torch.device
 
 def set_precision(model: torch.nn.Module, precision: str, device: torch.device) -> torch.nn.Module:
     """`model`, changed in place, so that it computes in `precision` on `device`."""
-    if precision == "int8":
-        _quantize(model)
-    elif precision == "bfloat16":
+    if precision == "bfloat16":
         if not has_fast_bfloat16():
             logging.getLogger(__name__).warning("bfloat16 is only imitated by this machine, slowly; float32 is faster")
-        model.to(torch.bfloat16)
+        return model.to(device, torch.bfloat16)
+    if precision == "int8":
+        try:
+            for parent in list(model.modules()):
+                for name, child in list(parent.named_children()):
+                    if isinstance(child, torch.nn.Linear):
+                        setattr(parent, name, Int8Linear(child))
+        except (RuntimeError, AttributeError) as error:
+            fault = f"torch has no int8 product for this processor ({first_line(error)})"
+            raise InputError(f"{fault}; use float32") from error
     return model.to(device)
 
 
@@ -72,13 +73,3 @@ class Int8Linear(torch.nn.Module):
         return torch.ops.onednn.qlinear_pointwise(
             rounded, scale, zero, self.packed, self.scales, self.zeros, self.bias, 1.0, 0, torch.float32, "none", [], ""
         )
-
-
-def _quantize(model: torch.nn.Module) -> None:
-    try:
-        for parent in list(model.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, torch.nn.Linear):
-                    setattr(parent, name, Int8Linear(child))
-    except (RuntimeError, AttributeError) as error:
-        raise InputError(f"torch has no int8 product for this processor ({first_line(error)}); use float32") from error

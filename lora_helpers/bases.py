@@ -1,7 +1,4 @@
-"""A base model and its tokenizer, read from a folder as data: JSON and safetensors, nobody's code, no question asked.
-
-`model` puts LoRA on it, `checkpoints` an adapter.
-"""
+"""A base model and its tokenizer, read from a folder as data: JSON and safetensors, nobody's code, no question asked."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import loading
 from .config import LABELS
 from .errors import REFUSALS, InputError, first_line
 from .files.hub import base_files, how_to_restore
@@ -18,16 +16,14 @@ from .files.places import MPNET_BASE, ROBERTA_BASE, full_name
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Two bases of 12 layers of width 768, as their configurations have it by default: what differs from the default, and
-# parameters with a 4-class head.
+# Two bases of 12 layers of width 768: what differs from their configurations' defaults, and parameters with our head.
 _SHAPE = {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}
 FULL_SIZE = {ROBERTA_BASE: ("roberta", _SHAPE | {"type_vocab_size": 1}), MPNET_BASE: ("mpnet", _SHAPE)}
 PARAMETERS = {ROBERTA_BASE: 124_648_708, MPNET_BASE: 109_489_540}
 
-DROPOUT_FIELDS = (  # as BERT-like configurations spell them, then DistilBERT's
-    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
-    *("dropout", "attention_dropout", "seq_classif_dropout"),
-)
+BERT_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+DISTILBERT_DROPOUT = ("dropout", "attention_dropout", "seq_classif_dropout")
+WANTED = "wanted an encoder for which transformers has a sequence-classification head (RoBERTa, DistilBERT, MPNet, ...)"
 
 
 def load_base(
@@ -35,17 +31,21 @@ def load_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """An encoder with a 4-class head, its tokenizer, and the names of the weights that the base did not bring.
 
-    `name` is a Hub name at commit `revision`, or a folder; ROBERTA_BASE_DIR stands in for roberta-base.
-    `dropout` replaces the probabilities of its configuration; with `random` every weight is drawn anew.
-    `or_else` ends the advice where the base is not to be had.
+    `name` is a Hub name at commit `revision`, or a folder. `dropout` replaces the probabilities of its configuration;
+    with `random` every weight is drawn anew. `or_else` ends the advice where the base is not to be had.
     """
     import torch
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as WITH_HEAD
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
     folder = base_files(name, revision, or_else)
-    with _quietly(), _refusals_in_one_line(name, revision):
+    disable_progress_bar()  # a download deserves a bar, reading a local file does not
+    with loading(), _refusals_in_one_line(name, revision):
         shape = read_shape(folder, dropout)
-        _require_encoder(name, shape)
+        if type(shape) not in WITH_HEAD or shape.is_encoder_decoder:
+            kind = "an encoder with a decoder" if shape.is_encoder_decoder else "without such a head"
+            raise InputError(f"base model {name!r} is of type {shape.model_type}, {kind}; {WANTED}")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if getattr(shape, "pad_token_id", None) is None:
             shape.pad_token_id = tokenizer.pad_token_id  # a decoder's head looks for the last token before it
@@ -75,7 +75,7 @@ def read_shape(folder: Path, dropout: float | None = None) -> PreTrainedConfig:
         id2label=dict(enumerate(LABELS)), label2id={label: i for i, label in enumerate(LABELS)},
     )  # fmt: skip
     shape.transformers_weights = None  # else another file than those that identify the base
-    for field in DROPOUT_FIELDS:
+    for field in (*BERT_DROPOUT, *DISTILBERT_DROPOUT):
         if dropout is not None and hasattr(shape, field):
             setattr(shape, field, dropout)
     return shape
@@ -92,40 +92,19 @@ def full_size_shape(name: str) -> PreTrainedConfig:
 def compute_first_token_alone(model: PreTrainedModel) -> AbstractContextManager:
     """Behind its last attention, let a RoBERTa or MPNet classifier compute `<s>` alone: its head reads nothing else.
 
-    The last layer's feed-forward block and, in RoBERTa, the attention's output projection, 8 or 9 of the 12
-    width x width products of a layer, are done for one token instead of all. Logits and gradients stay the same;
-    `last_hidden_state` has one token.
-
-    Returns:
-        The hook's handle, which `with` removes at its end. For another kind of model nothing is done.
+    8 or 9 of the last layer's 12 width x width products are done for one token instead of all. Logits and gradients
+    stay the same; `last_hidden_state` has one token. Returned is the hook, which `with` removes at its end.
     """
-    from transformers import MPNetForSequenceClassification, RobertaForSequenceClassification
-
-    if isinstance(model, RobertaForSequenceClassification):
-        behind_attention = model.roberta.encoder.layer[-1].attention.output
-    elif isinstance(model, MPNetForSequenceClassification):
-        behind_attention = model.mpnet.encoder.layer[-1].attention.LayerNorm
-    else:
+    behind_attention = {"roberta": "output", "mpnet": "LayerNorm"}.get(model.config.model_type)
+    if behind_attention is None:
         return nullcontext()
-    return behind_attention.register_forward_pre_hook(_keep_first_token)
+    attention = model.base_model.encoder.layer[-1].attention
+    return getattr(attention, behind_attention).register_forward_pre_hook(_keep_first_token)
 
 
 def _keep_first_token(module, inputs: tuple) -> tuple:
     """Of each hidden state <float32>[rows, tokens, width], the first token's; a hook, so at module level to be pickled."""
     return tuple(each[:, :1] for each in inputs)
-
-
-WANTED = (
-    "wanted an encoder for which transformers has a sequence-classification head, like RoBERTa, DistilBERT or MPNet"
-)
-
-
-def _require_encoder(name: str, shape: PreTrainedConfig) -> None:
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
-    if type(shape) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or shape.is_encoder_decoder:
-        kind = "an encoder with a decoder" if shape.is_encoder_decoder else "without such a head"
-        raise InputError(f"base model {name!r} is of type {shape.model_type}, {kind}; {WANTED}")
 
 
 def _find_misfit(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, missing: list[str]) -> str:
@@ -142,20 +121,6 @@ def _find_misfit(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' report that the head is "newly initialized": an adapter brings it, or a run trains it."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()  # a download deserves a bar, reading a local file does not
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
-@contextmanager
 def _refusals_in_one_line(name: str, revision: str | None) -> Iterator[None]:
     """Whatever the libraries raise over a base without weights, damaged, of another shape, or with code of its own."""
     from safetensors import SafetensorError
@@ -165,11 +130,7 @@ def _refusals_in_one_line(name: str, revision: str | None) -> Iterator[None]:
     except InputError:
         raise
     except (*REFUSALS, SafetensorError) as error:
+        fault = f"could not be loaded ({first_line(error)}); {how_to_restore(name, revision)}"
         if "custom code" in str(error):
-            raise InputError(
-                f"base model {name!r} brings Python code of its own (auto_map), which is never run;"
-                " give a base whose model_type and tokenizer transformers knows by itself"
-            ) from error
-        raise InputError(
-            f"base model {name!r} could not be loaded ({first_line(error)}); {how_to_restore(name, revision)}"
-        ) from error
+            fault = "brings Python code of its own (auto_map), which is never run; give one that transformers knows"
+        raise InputError(f"base model {name!r} {fault}") from error

@@ -1,7 +1,7 @@
 """Checkpoints: list, verify and load, without executing anything that a file may contain.
 
 A checkpoint with a manifest is whole and compared with it; a folder without one is foreign and taken after
-structural checks. `inference` loads and `training.resuming` verifies, both by `load_checkpoint`.
+structural checks.
 """
 
 from __future__ import annotations
@@ -15,15 +15,8 @@ from typing import TYPE_CHECKING
 from .bases import load_base
 from .config import PINNED
 from .errors import CheckFailed, InputError
-from .files.adapters import (
-    ADAPTER_CONFIG,
-    WEIGHTS,
-    read_adapter_config,
-    refusals_in_one_line,
-    require_quick_patterns,
-    require_ranks,
-    respell,
-)
+from .files import adapters
+from .files.adapters import ADAPTER_CONFIG, WEIGHTS
 from .files.documents import PICKLES
 from .files.hub import base_folder, base_identity, how_to_restore, require_here
 from .files.manifests import MANIFEST, hash_file, read_manifest
@@ -33,7 +26,7 @@ from .records import RECORD, read_record
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as PreTrainedTokenizer
 
 
 @dataclass(frozen=True)
@@ -60,56 +53,41 @@ def step_of(checkpoint: Path) -> int:
 
 
 def verify_checkpoint(folder: Path | str, *, fetch: bool = False) -> Verification:
-    """Everything that `load_checkpoint` checks, on its way and without keeping the model.
-
-    Args:
-        fetch: whether a base model may come from the Hub that is neither a profile's nor in the cache.
-    """
+    """What `load_checkpoint` finds on its way; `fetch` allows a base that is neither a profile's nor in the cache."""
     return load_checkpoint(folder, fetch=fetch)[2]
 
 
-def load_checkpoint(
-    folder: Path | str, *, fetch: bool = True
-) -> tuple[PeftModel, PreTrainedTokenizerBase, Verification]:
+def load_checkpoint(folder: Path | str, *, fetch: bool = True) -> tuple[PeftModel, PreTrainedTokenizer, Verification]:
     """The model of a checkpoint in evaluation mode, float32 on the CPU, its tokenizer and what was verified.
 
-    First comes what the folder itself tells: checksums, configuration, names and shapes of its tensors. Only then is
-    the base opened, or fetched, and the tensors compared with what PEFT would save for it.
+    First comes what the folder itself tells: checksums, configuration, tensors. Only then is the base opened, or
+    fetched, and the tensors compared with what PEFT would save for it.
 
-    Raises:
-        InputError: there is no checkpoint at `folder`, or its base model is not to be had here.
-        CheckFailed: it is damaged, or would load only partly; the message lists what does not fit.
+    Raises: InputError: no checkpoint at `folder`, or its base model is not to be had here. CheckFailed: it is damaged,
+        or would load only partly; the message lists what does not fit.
     """
     from peft import PeftModelForSequenceClassification, set_peft_model_state_dict
-    from safetensors.torch import load_file
 
-    folder = Path(folder).resolve()
-    manifest, unlisted = _verify_files(folder)
-    notices = []
-    if manifest is None:
-        notices.append("no manifest: not written by this project, its files cannot be checked against a checksum")
-    if unlisted:
-        notices.append(f"not in the manifest, and not read: {', '.join(unlisted)}")
-    lora = read_adapter_config(folder, notices)
-    require_ranks(folder, lora)
+    folder, notices = Path(folder).resolve(), []
+    manifest, unlisted = _verify_files(folder, notices)
+    lora = adapters.read_adapter_config(folder, notices)
+    weights = adapters.read_weights(folder, lora)
     base_name, revision = _name_base(lora, notices)
     if not fetch and PINNED.get(base_name, "") != revision:
         require_here(base_name, revision)
-    _verify_base(manifest, base_name, revision, notices)
+    if manifest:
+        _verify_base(manifest, base_name, revision, notices)
     base, tokenizer, new_weights = load_base(base_name, revision)
-    _verify_vocabulary(folder, tokenizer, base_name)
-    weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
-    with refusals_in_one_line(folder):
-        require_quick_patterns(folder, lora, [name for name, _ in base.named_modules()])
+    if (folder / "tokenizer.json").is_file():
+        _verify_vocabulary(folder / "tokenizer.json", tokenizer, base_name)
+    with adapters.refusals_in_one_line(folder):
+        adapters.require_quick_patterns(folder, lora, [name for name, _ in base.named_modules()])
         model = PeftModelForSequenceClassification(base, lora)
-    named = _verify_weights(folder, model, weights, new_weights, notices)
-    with refusals_in_one_line(folder):
-        set_peft_model_state_dict(model, named)
-    step = manifest.get("step") if manifest else None
-    files = len(manifest["files"]) if manifest else 0
-    longest = longest_input(base)
-    max_length = min(manifest["config"]["max_length"], longest) if manifest else longest
-    return model.eval(), tokenizer, Verification(step, files, len(weights), max_length, notices, unlisted)
+        set_peft_model_state_dict(model, _verify_weights(folder, model, weights, new_weights, notices))
+    sealed, longest = manifest or {}, longest_input(base)
+    max_length = min(sealed["config"]["max_length"], longest) if sealed else longest
+    counts = sealed.get("step"), len(sealed.get("files", ())), len(weights)
+    return model.eval(), tokenizer, Verification(*counts, max_length, notices, unlisted)
 
 
 def _name_base(lora: LoraConfig, notices: list[str]) -> tuple[str, str | None]:
@@ -122,30 +100,31 @@ def _name_base(lora: LoraConfig, notices: list[str]) -> tuple[str, str | None]:
     return name, revision
 
 
-def _verify_files(folder: Path) -> tuple[dict | None, list[str]]:
+def _verify_files(folder: Path, notices: list[str]) -> tuple[dict | None, list[str]]:
     """The manifest, if there is one, compared with the files; and the names of the files that it does not list."""
     if not folder.is_dir():
         raise InputError(f"no checkpoint at {folder}; wanted a folder like checkpoints/mini-agnews/checkpoint-2400")
     manifest = read_manifest(folder)
     for name, wanted in (manifest["files"] if manifest else {}).items():
         path = folder / name
-        if not path.is_file():
-            raise CheckFailed(f"{path}: missing, but in the manifest; the checkpoint is damaged, take another")
-        if hash_file(path) != wanted:
-            raise CheckFailed(f"{path}: SHA-256 differs from the manifest; the checkpoint is damaged, take another")
+        if not path.is_file() or hash_file(path) != wanted:
+            fault = "SHA-256 differs from the manifest" if path.is_file() else "missing, but in the manifest"
+            raise CheckFailed(f"{path}: {fault}; the checkpoint is damaged, take another")
     here = {path.name for path in folder.iterdir() if not path.name.startswith(".")}  # not what Finder or Jupyter left
     listed = here if manifest is None else manifest["files"].keys() | {MANIFEST}
-    missing = [name for name in (ADAPTER_CONFIG, WEIGHTS) if name not in listed]
-    if missing:
-        pickles = sorted(name for name in here if name.endswith(PICKLES))
-        hint = f" ({', '.join(pickles)} is never unpickled; save it as safetensors)" if pickles else ""
-        hint = hint or _name_checkpoints(folder)
+    if missing := [name for name in (ADAPTER_CONFIG, WEIGHTS) if name not in listed]:
+        pickles = ", ".join(sorted(name for name in here if name.endswith(PICKLES)))
+        hint = f" ({pickles} is never unpickled; save it as safetensors)" if pickles else _name_checkpoints(folder)
         raise InputError(f"{folder} is no checkpoint: {' and '.join(missing)} missing{hint}")
-    return manifest, sorted(here - listed)
+    if manifest is None:
+        notices.append("no manifest: not written by this project, its files cannot be checked against a checksum")
+    if unlisted := sorted(here - listed):
+        notices.append(f"not in the manifest, and not read: {', '.join(unlisted)}")
+    return manifest, unlisted
 
 
 def _name_checkpoints(folder: Path) -> str:
-    """What to give in the place of a folder that holds checkpoints, and which of a run's is best; empty if there is none."""
+    """What to give in the place of a folder that holds checkpoints, and which is best; empty if there is none."""
     inside = list_checkpoints(folder) or sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
     if not inside:
         return ""
@@ -155,36 +134,24 @@ def _name_checkpoints(folder: Path) -> str:
     return f", but it holds {', '.join(path.name for path in inside)}{said}; name one, as in {folder / named}"
 
 
-def _verify_base(manifest: dict | None, name: str, revision: str | None, notices: list[str]) -> None:
-    if manifest and manifest.get("config", {}).get("random_base"):
-        raise CheckFailed(
-            "this checkpoint is a control on a base with random weights, which is not kept; train it again"
-        )
-    wanted = (manifest or {}).get("base") or {}
-    found = base_identity(name, revision)
-    if not wanted or wanted.get("sha256") == found["sha256"]:
+def _verify_base(manifest: dict, name: str, revision: str | None, notices: list[str]) -> None:
+    """The base must be the bytes that the checkpoint was trained on; a folder's tokenizer may be spelt otherwise."""
+    if manifest["config"].get("random_base"):
+        raise CheckFailed("this checkpoint is a control on a base of random weights, not kept; train it again")
+    wanted, found = manifest["base"], base_identity(name, revision)
+    if wanted["sha256"] == found["sha256"]:
         return
-    if not wanted.get("sha256"):
-        notices.append(f"the checkpoint does not say which bytes its base {name} had: not compared")
-    elif bool(wanted.get("revision")) != bool(found["revision"]) and (
-        wanted.get("weights_sha256") in (None, found["weights_sha256"])
-    ):
-        compared = "the weights are the same, the tokenizer's files were" if "weights_sha256" in wanted else "it was"
-        notices.append(
-            f"the base {name} comes from a folder on one side and from the Hub on the other: {compared} not compared"
-        )
-    else:
-        raise CheckFailed(
-            f"base model {name}: its weights or tokenizer are not the ones this checkpoint was trained on"
-            f" (SHA-256 {found['sha256'][:12]}…, wanted {wanted['sha256'][:12]}…); {how_to_restore(name, revision)}"
-        )
+    elsewhere = bool(wanted.get("revision")) != bool(found["revision"])
+    if not elsewhere or wanted.get("weights_sha256", found["weights_sha256"]) != found["weights_sha256"]:
+        fault = "its weights or tokenizer are not the ones this checkpoint was trained on"
+        differ = f"SHA-256 {found['sha256'][:12]}…, wanted {wanted['sha256'][:12]}…"
+        raise CheckFailed(f"base model {name}: {fault} ({differ}); {how_to_restore(name, revision)}")
+    compared = "the weights are the same, the tokenizer's files were" if "weights_sha256" in wanted else "it was"
+    notices.append(f"base {name}: from a folder on one side, from the Hub on the other: {compared} not compared")
 
 
-def _verify_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, base_name: str) -> None:
+def _verify_vocabulary(path: Path, tokenizer: PreTrainedTokenizer, base_name: str) -> None:
     """A tokenizer saved beside the adapter must number its words as the base's does, which is the one that is used."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
     except (ValueError, KeyError, TypeError) as error:
@@ -194,10 +161,8 @@ def _verify_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, base_na
 
 
 def _verify_weights(folder: Path, model: PeftModel, weights: dict, new_weights: list[str], notices: list[str]) -> dict:
-    """The tensors under the names of today, if they are all that PEFT would save for this configuration on this base.
-
-    `new_weights` are those that the base did not bring: the file must hold them, or they would stay random.
-    """
+    """The tensors under the names of today, if they are all that PEFT would save for this configuration on this base,
+    and hold the `new_weights`, which the base did not bring and which would stay random."""
     import torch
     from peft import get_peft_model_state_dict
 
@@ -205,20 +170,18 @@ def _verify_weights(folder: Path, model: PeftModel, weights: dict, new_weights: 
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     copies = (".modules_to_save.", ".original_module.")  # of biases, beside the ones that count
     expected = {name: tuple(t.shape) for name, t in saved.items() if not any(copy in name for copy in copies)}
-    weights = respell(weights, expected)
+    weights = adapters.respell(weights, expected)
     wanted = expected.keys() | {f"base_model.model.{name}" for name in new_weights}
     problems = [f"missing {name}" for name in sorted(wanted - weights.keys())]
     problems += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
-    problems += [
-        f"{name} has shape {tuple(weights[name].shape)}, wanted {expected[name]}"
-        for name in sorted(expected.keys() & weights.keys())
-        if tuple(weights[name].shape) != expected[name]
-    ]
-    problems += [f"{name} holds NaN or infinity" for name, t in sorted(weights.items()) if not torch.isfinite(t).all()]
+    for name, tensor in sorted(weights.items()):
+        if (shape := tuple(tensor.shape)) != expected.get(name, shape):
+            problems.append(f"{name} has shape {shape}, wanted {expected[name]}")
+        if not torch.isfinite(tensor).all():
+            problems.append(f"{name} holds NaN or infinity")
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise CheckFailed(f"{folder / WEIGHTS} does not fit its configuration and base model: {shown}")
-    untrained = [name for name, t in weights.items() if "lora_B" in name and not t.any()]
-    if untrained:
+    if untrained := [name for name, t in weights.items() if "lora_B" in name and not t.any()]:
         notices.append(f"lora_B is all zero in {len(untrained)} layers: these adapters were never trained")
     return weights

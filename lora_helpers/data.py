@@ -1,7 +1,6 @@
 """AG News from the Hub, from a folder, or the bundled corpus: one split, one fingerprint, one tokenisation.
 
-`load_ag_news` opens training and validation rows for whatever trains or chooses; the test split opens only by
-`load_split(…, "test")`, for reports.
+The test split opens only by `load_split(…, "test")`, for reports.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ INSTEAD = "set AG_NEWS_DIR to a folder with train.csv and test.csv, or use PROFI
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows with the columns `text` (string) and `label` (int64, 0-3)."""
+    """Rows with the columns `text` (string) and `label` (int64, 0-3), and what a record may say of where they are from."""
 
     train: Dataset
     validation: Dataset
-    source: str  # what a record may say about where the rows came from
+    source: str
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of each split, rows in order."""
@@ -43,11 +42,7 @@ class Splits:
 
 
 def load_ag_news(config: RunConfig) -> Splits:
-    """The training and validation rows of `config`. The test split stays closed; see `load_split`.
-
-    Raises:
-        InputError: no such data, a malformed row (with its number), or too few rows for the validation split.
-    """
+    """The training and validation rows of `config`; InputError for a row that is malformed, or if there are too few."""
     dataset, revision = config.dataset, config.dataset_revision
     folder = _open(dataset, ("train", "validation"), revision)
     train = _read(folder, "train", dataset, revision)
@@ -62,28 +57,23 @@ def load_ag_news(config: RunConfig) -> Splits:
 
 
 def load_split(dataset: str, split: str, revision: str | None = None) -> Dataset:
-    """One split of a data set, "train" or "test", or the "validation" that it brings: `text` string, `label` int64 (0-3).
-
-    `dataset` is "bundled", a folder, or a Hub name at `revision`; the folder in AG_NEWS_DIR stands in for AG News.
-    """
+    """One split, "train", "test" or "validation", of "bundled", a folder, or a Hub name at `revision`: `text` string,
+    `label` int64 (0-3)."""
     return _read(_open(dataset, (split,), revision), split, dataset, revision)
 
 
 def describe_source(dataset: str, revision: str | None) -> str:
     """The data set's name for a record, without any path of this machine."""
-    if dataset == BUNDLED:
-        return "the bundled corpus"
     folder, name = _data_folder(dataset), full_name(dataset)
     if folder is None:
         return f"{name} at {revision}"
-    return f"a folder with rows of {name}" if name == AG_NEWS else f"the folder {folder.name}"
+    named = {BUNDLED: "the bundled corpus", AG_NEWS: f"a folder with rows of {AG_NEWS}"}
+    return named.get(name, f"the folder {folder.name}")
 
 
 def find_split_files(folder: Path, split: str) -> list[Path]:
-    """The files that make a split, in `folder` or its `data/`, as `WANTED` says, and no other; [] where there is none.
-
-    Raises: InputError: they leave a choice, or a shard is missing.
-    """
+    """The files that make a split, in `folder` or its `data/`, as `WANTED` says, and no other; [] where there is none,
+    InputError where they leave a choice or a shard is missing."""
     ways = []
     for place in (folder, folder / "data"):
         ways += [[file] for file in (place / f"{split}.csv", place / f"{split}.parquet") if file.exists()]
@@ -107,10 +97,9 @@ def read_rows(files: Sequence[Path]) -> Dataset:
 
 def fingerprint(rows: Dataset) -> str:
     """SHA-256 over label and text of every row, in order."""
-    digest = hashlib.sha256()
-    for label, text in zip(rows["label"][:], rows["text"][:], strict=True):
-        digest.update(f"{label}\x1f{text}\x1e".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+    pairs = zip(rows["label"][:], rows["text"][:], strict=True)
+    whole = "".join(f"{label}\x1f{text}\x1e" for label, text in pairs)  # AG News: 28 MB
+    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
@@ -122,9 +111,7 @@ def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
         "input_ids": [np.array(row, dtype=np.int32) for row in ids],  # Arrow copies arrays, lists it walks through
         "length": [len(row) for row in ids],
     }
-    if "label" in rows.column_names:
-        columns["labels"] = rows["label"][:]
-    return Dataset.from_dict(columns)
+    return Dataset.from_dict(columns | ({"labels": rows["label"][:]} if "label" in rows.column_names else {}))
 
 
 def _as_dataset(texts: list[str], labels: list[int]) -> Dataset:
@@ -140,37 +127,32 @@ def _data_folder(dataset: str) -> Path | None:
 
 def _open(dataset: str, splits: Sequence[str], revision: str | None) -> Path:
     """The folder with the files of `splits`, as far as the data set has them: a local one, or downloaded."""
-    shapes = [
-        place + shape for place in ("", "data/") for shape in ("{}.csv", "{}.parquet", "{}-?????-of-?????.parquet")
-    ]
-    patterns = [shape.format(split) for split in splits for shape in shapes]
-    return _data_folder(dataset) or download(full_name(dataset), revision, patterns, kind="dataset", instead=INSTEAD)
+    shapes = ("{}.csv", "{}.parquet", "{}-?????-of-?????.parquet")
+    patterns = [place + shape.format(split) for split in splits for place in ("", "data/") for shape in shapes]
+    return _data_folder(dataset) or download(dataset, revision, patterns, kind="dataset", instead=INSTEAD)
 
 
 def _read(folder: Path, split: str, dataset: str, revision: str | None) -> Dataset:
     """The rows of a split in `folder`; of what was downloaded, errors say how to fetch it again."""
+    from pyarrow.parquet import read_schema
+
     name, on_hub, files = full_name(dataset), _data_folder(dataset) is None, find_split_files(folder, split)
     if not files:
         place, remedy = (f"dataset {name} at {revision}", INSTEAD) if on_hub else (folder, "put the file there")
         there = ", ".join(sorted(file.name for file in folder.glob(f"{split}*"))) or "no other file of that name"
         raise InputError(f"{place}: found no {WANTED.format(split)}, but {there}; {remedy}")
+    if not on_hub:
+        return read_rows(files)
     try:
         rows = read_rows(files)
-        if on_hub and name == AG_NEWS:
-            _require_as_published(rows, files[0], split)
+        if name == AG_NEWS:
+            names = class_names(read_schema(files[0])).get("label", LABELS) if files[0].suffix == ".parquet" else LABELS
+            if len(rows) != HUB_ROWS.get(split) or tuple(names) != LABELS:
+                wanted = f"wanted {HUB_ROWS.get(split)} with {LABELS}"
+                raise InputError(f"{AG_NEWS}, {split}: {len(rows)} rows with labels {tuple(names)}, {wanted}")
+        return rows
     except InputError as error:
-        again = f"; delete {cached_repository(folder)} to download it again" if on_hub else ""
-        raise InputError(f"{error}{again}") from error
-    return rows
-
-
-def _require_as_published(rows: Dataset, file: Path, split: str) -> None:
-    from pyarrow.parquet import read_schema
-
-    names = class_names(read_schema(file)).get("label", LABELS) if file.suffix == ".parquet" else LABELS
-    if len(rows) != HUB_ROWS.get(split) or tuple(names) != LABELS:
-        found = f"{len(rows)} rows with labels {tuple(names)}"
-        raise InputError(f"{AG_NEWS}, {split}: {found}, wanted {HUB_ROWS.get(split)} with {LABELS}")
+        raise InputError(f"{error}; delete {cached_repository(folder)} to download it again") from error
 
 
 def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Dataset]:
@@ -182,12 +164,11 @@ def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Datas
             found = super().__getitem__(key)
             return found[:] if isinstance(key, str) else found
 
-    size = config.validation_size
+    size, stratify = config.validation_size, "label" if config.stratified else None
     if size >= len(train) - config.batch_size:
         raise InputError(f"validation_size is {size}, but train has only {len(train)} rows")
     features = Features({"row": Value("int64"), "label": train.features["label"]})
     rows = AtOnce.from_dict({"row": range(len(train)), "label": train["label"][:]}, features=features)
-    stratify = "label" if config.stratified else None
     try:
         parts = rows.train_test_split(test_size=size, seed=config.split_seed, stratify_by_column=stratify)
     except ValueError as error:  # fewer rows than classes, on one side or the other

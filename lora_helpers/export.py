@@ -1,9 +1,5 @@
-"""A checkpoint as other people load it: merged for plain transformers, the adapter for PEFT, or ONNX; with a model card.
-
-The command `export` calls it. Numbers in the card come from the run's record, and only if it is of this very checkpoint.
-"""
-
-from __future__ import annotations
+"""A checkpoint as other people load it: merged for plain transformers, the adapter for PEFT, or ONNX; with a model card
+whose numbers come from the run's record, and only if it is of this very checkpoint."""
 
 import logging
 import secrets
@@ -19,7 +15,8 @@ from .files.manifests import hash_file
 from .files.places import CHECKPOINTS, ROBERTA_MINI, is_folder_name
 from .records import RECORD, read_record
 
-FORMS = ("merged", "adapter", "onnx")
+LIBRARIES = {"merged": "transformers", "adapter": "peft", "onnx": "onnx"}  # by form
+FORMS = tuple(LIBRARIES)
 CARD = Path(__file__).with_name("model_card.md")  # a Jinja template, as huggingface_hub takes it
 LICENCE = {"license": "other", "license_name": "ag-news-research-non-commercial", "license_link": "LICENSE"}
 
@@ -27,14 +24,12 @@ LICENCE = {"license": "other", "license_name": "ag-news-research-non-commercial"
 def export_checkpoint(
     checkpoint: Path | str, target: Path | str, *, form: str = "merged", base_name: str | None = None
 ) -> Path:
-    """Write the folder `target`, whole or not at all, and return it; `form` is "merged", "adapter" or "onnx".
+    """Write the folder `target`, whole or not at all, and return it, with tokenizer, names of classes and model card.
 
-    Each has the tokenizer, which knows how long a text may be, the names of the classes and a model card. An adapter
-    names its base as the Hub does: `base_name`, or what the checkpoint says. A base that is a folder is copied into
-    `target`/base instead, and `adapter_config.json` says where that is now.
+    `form` is "merged", "adapter" or "onnx". An adapter names its base as the Hub does: `base_name`, or what the
+    checkpoint says; a base that is a folder is copied into `target`/base instead.
 
-    Raises:
-        InputError: unknown form, `target` is there and not empty or cannot be written, or a package is missing.
+    Raises: InputError: unknown form, `target` is there and not empty or cannot be written, or a package is missing.
     """
     checkpoint, target = Path(checkpoint), Path(target).absolute()
     if form not in FORMS:
@@ -80,13 +75,13 @@ def _write(checkpoint: Path, folder: Path, target: Path, form: str, base_name: s
 def _write_adapter(model, folder: Path, base: str) -> None:
     """The adapter for `base`, and that base, if it is a folder: PEFT takes the names of classes from a base alone."""
     lora = model.peft_config["default"]
-    if lora.base_model_name_or_path != base and is_folder_name(base):
-        (folder / "base").mkdir()
-        source = base_files(lora.base_model_name_or_path, lora.revision)
-        for path in (path for pattern in IDENTITY_FILES for path in source.glob(pattern)):
-            shutil.copy(path, folder / "base")
-        model.config.save_pretrained(folder / "base")
     if lora.base_model_name_or_path != base:
+        if is_folder_name(base):
+            (folder / "base").mkdir()
+            source = base_files(lora.base_model_name_or_path, lora.revision)
+            for path in (path for pattern in IDENTITY_FILES for path in source.glob(pattern)):
+                shutil.copy(path, folder / "base")
+            model.config.save_pretrained(folder / "base")
         lora.base_model_name_or_path, lora.revision = base, None
     model.save_pretrained(folder, save_embedding_layers=False)
 
@@ -101,7 +96,7 @@ def write_onnx(model, tokenizer, folder: Path) -> None:
         raise InputError(f"ONNX: {first_line(error)}; it takes: pip install onnx onnxscript") from error
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that are not needed
     example = tokenizer(["Oil prices rise", "as stocks fall today"], padding=True, return_tensors="pt")
-    names, free = ("input_ids", "attention_mask"), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    names, free = ("input_ids", "attention_mask"), dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
     try:
         program = torch.onnx.export(
             model, tuple(example[name] for name in names), dynamo=True, verbose=False, input_names=names,
@@ -129,26 +124,20 @@ def _write_card(checkpoint: Path, folder: Path, facts: dict, *, base: str) -> No
     ]
     data = ModelCardData(
         language="en", pipeline_tag="text-classification", base_model=facts["hub_name"], tags=["lora"],
-        library_name="peft" if facts["form"] == "adapter" else "onnx" if facts["form"] == "onnx" else "transformers",
-        datasets=AG_NEWS if on_ag_news else None, model_name=facts["folder"], eval_results=scores or None,
-        **(LICENCE if ours else {}),
+        library_name=LIBRARIES[facts["form"]], datasets=AG_NEWS if on_ag_news else None, model_name=facts["folder"],
+        eval_results=scores or None, **(LICENCE if ours else {}),
     )  # fmt: skip
-    facts |= {
-        "names": dict(enumerate(LABELS)),
-        "base": base,
-        "record": record,
-        "step": step,
-        "test": test,
-        "ours": ours,
-    }
+    facts |= {"names": dict(enumerate(LABELS)), "base": base, "ours": ours}
+    facts |= {"record": record, "step": step, "test": test}
     ModelCard.from_template(data, template_path=str(CARD), **facts).save(folder / "README.md")
 
 
 def _find_record(checkpoint: Path) -> tuple[dict | None, int | None]:
     """The record of the run that wrote these weights, and their step; nothing if it is not beside the checkpoint."""
     run_dir = checkpoint.resolve().parent
-    if not (run_dir / RECORD).is_file():
-        return None, None
-    record, digest = read_record(run_dir), hash_file(checkpoint / WEIGHTS)
-    steps = [int(step) for step, saved in record["checkpoints"].items() if saved["adapter_sha256"] == digest]
-    return (record, steps[0]) if steps else (None, None)
+    if (run_dir / RECORD).is_file():
+        record, digest = read_record(run_dir), hash_file(checkpoint / WEIGHTS)
+        for step, saved in record["checkpoints"].items():
+            if saved["adapter_sha256"] == digest:
+                return record, int(step)
+    return None, None

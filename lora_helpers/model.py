@@ -1,7 +1,4 @@
-"""A base model with its tokenizer, wrapped in LoRA by PEFT, and what can be read off it: counts, norms, shape.
-
-`build_model` is the one way to a model that will be trained; `bases` reads the base's files.
-"""
+"""A base model with its tokenizer, wrapped in LoRA by PEFT, and what can be read off it: counts, norms, shape."""
 
 from __future__ import annotations
 
@@ -21,12 +18,9 @@ if TYPE_CHECKING:
 
 
 def build_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """The model that `config` trains, float32, and its tokenizer.
+    """The model that `config` trains, float32, and its tokenizer; the head is drawn here, so the seed is set here too.
 
-    Seeds first: the classification head is drawn here, before the Trainer's own seed acts.
-
-    Raises:
-        InputError: the base cannot be loaded, a LoRA target names no layer, or new weights would stay frozen.
+    Raises: InputError: the base cannot be loaded, a LoRA target names no layer, or new weights would stay frozen.
     """
     import transformers
     from peft import get_peft_model
@@ -36,17 +30,20 @@ def build_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         config.base_model, config.base_revision, dropout=config.base_dropout, random=config.random_base,
         or_else=", or use the profile mini, which needs neither (PROFILE=mini)",
     )  # fmt: skip
-    heads = sorted({name.split(".")[0] for name in new_weights})
-    lora = make_lora_config(config, heads)
     try:
-        model = get_peft_model(base, lora)
+        model = get_peft_model(base, make_lora_config(config, sorted({name.split(".")[0] for name in new_weights})))
     except ValueError as error:
         raise InputError(f"lora_targets {config.lora_targets}: {first_line(error)}") from error
     # PEFT writes the folder it loaded from; a checkpoint must not carry a path of this machine.
     model.peft_config["default"].base_model_name_or_path = portable_name(config.base_model)
     # Left to itself, PEFT asks the Hub at every save for the base's `main` branch, to see whether the vocabulary grew.
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
-    _require_trainable(model, new_weights)
+    # A weight that was just drawn at random and stays frozen would ruin the model without a word.
+    trainable = {
+        name.replace(".modules_to_save.default", "") for name, p in model.named_parameters() if p.requires_grad
+    }
+    if frozen := ", ".join(name for name in new_weights if f"base_model.model.{name}" not in trainable):
+        raise InputError(f"newly initialised weights would stay frozen: {frozen}; train their module in full")
     return model, tokenizer
 
 
@@ -55,15 +52,9 @@ def make_lora_config(config: RunConfig, heads: list[str]) -> LoraConfig:
     from peft import LoraConfig, TaskType
 
     return LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_targets),
-        bias="none",
-        modules_to_save=heads,
-        revision=config.base_revision,
-    )
+        task_type=TaskType.SEQ_CLS, r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_targets), bias="none", modules_to_save=heads, revision=config.base_revision,
+    )  # fmt: skip
 
 
 def build_meta_model(config: RunConfig) -> PeftModel:
@@ -80,18 +71,14 @@ def build_meta_model(config: RunConfig) -> PeftModel:
 
 
 def count_parameters(model: PeftModel) -> dict[str, int]:
-    """Parameters by role: `lora`, `head`, `frozen`, `trainable`, `total`, and `peft_all`, which is what PEFT prints.
-
-    PEFT keeps the frozen original of every module it saves in full beside its trained copy and counts both.
-    """
-    counts = dict.fromkeys(("lora", "head", "frozen", "original_head"), 0)
+    """Parameters by role: `lora`, `head`, `frozen`, `trainable`, `total`, and `peft_all`, which is what PEFT prints: it
+    keeps the frozen original of every module it saves in full beside its trained copy and counts both."""
+    counts = dict.fromkeys(("lora", "head", "frozen"), 0)
     for name, parameter in model.named_parameters():
         role = "lora" if "lora_" in name else "head" if "modules_to_save" in name else "frozen"
-        counts["original_head" if "original_module" in name else role] += parameter.numel()
-    spare = counts.pop("original_head")
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(counts.values())
-    return counts | {"trainable": trainable, "total": total, "peft_all": total + spare}
+        counts[role] += 0 if "original_module" in name else parameter.numel()
+    trainable, peft_all = model.get_nb_trainable_parameters()
+    return counts | {"trainable": trainable, "total": sum(counts.values()), "peft_all": peft_all}
 
 
 def parameter_table(model: PeftModel) -> pd.DataFrame:
@@ -99,15 +86,9 @@ def parameter_table(model: PeftModel) -> pd.DataFrame:
     import pandas as pd
 
     counts = count_parameters(model)
-    rows = {
-        "LoRA (A and B)": counts["lora"],
-        "classification head": counts["head"],
-        "trainable": counts["trainable"],
-        "frozen base": counts["frozen"],
-        "all, each once": counts["total"],
-        "all, as PEFT prints it (head twice)": counts["peft_all"],
-    }
-    table = pd.DataFrame({"parameters": rows})
+    names = {"lora": "LoRA (A and B)", "head": "classification head", "trainable": "trainable", "frozen": "frozen base"}
+    names |= {"total": "all, each once", "peft_all": "all, as PEFT prints it (head twice)"}
+    table = pd.DataFrame({"parameters": {names[role]: counts[role] for role in names}})
     table["% of all"] = (100 * table["parameters"] / counts["total"]).round(4)
     return table
 
@@ -134,9 +115,9 @@ def shape_of(model) -> dict:
     """What the architecture figure draws: sizes of the encoder, shapes of the first adapter, of its layer and of the head."""
     names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
     layer = next(module for module in model.modules() if hasattr(module, "lora_A"))
+    wide = getattr(model.config, "intermediate_size", None) or model.config.hidden_dim  # DistilBERT's name
     return {name: getattr(model.config, name) for name in names} | {
-        "feed_forward_size": getattr(model.config, "intermediate_size", None)
-        or model.config.hidden_dim,  # DistilBERT's name
+        "feed_forward_size": wide,
         "W": list(layer.base_layer.weight.shape),
         "A": list(layer.lora_A["default"].weight.shape),
         "B": list(layer.lora_B["default"].weight.shape),
@@ -152,17 +133,3 @@ def longest_input(model) -> int:
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return model.config.max_position_embeddings
-
-
-def _require_trainable(model: PeftModel, new_weights: list[str]) -> None:
-    """A weight that was just drawn at random and stays frozen would ruin the model without a word."""
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    frozen = [w for w in new_weights if not any(_is_copy_of(name, w) for name in trainable)]
-    if frozen:
-        raise InputError(
-            f"newly initialised weights would stay frozen: {', '.join(frozen)}; train their module in full"
-        )
-
-
-def _is_copy_of(peft_name: str, weight: str) -> bool:
-    return peft_name.replace(".modules_to_save.default", "").removeprefix("base_model.model.") == weight

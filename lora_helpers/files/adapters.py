@@ -1,7 +1,5 @@
 """What an adapter's own two files say, before any base model is opened and before PEFT builds anything of that size.
-
-Anybody may have written them. `checkpoints` reads them by these functions, then loads.
-"""
+Anybody may have written them."""
 
 from __future__ import annotations
 
@@ -15,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import REFUSALS, CheckFailed, first_line
-from .hub import require_weights
+from .documents import require_content
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from torch import Tensor
 
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -29,10 +28,10 @@ REQUIRED_FIELDS = ("peft_type", "task_type", "base_model_name_or_path", "r", "lo
 PATTERNS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern")
 # Fields that may differ from PEFT's default: what others add (layers, say) has no bound in the file's own tensors.
 PLAIN_FIELDS = {
-    *REQUIRED_FIELDS, *PATTERNS, "auto_mapping", "bias", "ensure_weight_tying", "fan_in_fan_out", "inference_mode",
-    "init_lora_weights", "layers_to_transform", "lora_bias", "lora_dropout", "peft_version", "revision", "use_dora",
-    "use_rslora",
-}  # fmt: skip
+    *(*REQUIRED_FIELDS, *PATTERNS, "auto_mapping", "bias", "ensure_weight_tying", "fan_in_fan_out", "inference_mode"),
+    *("init_lora_weights", "layers_to_transform", "lora_bias", "lora_dropout", "peft_version", "revision"),
+    *("use_dora", "use_rslora"),
+}
 
 SECONDS = 5  # for all regular expressions of a configuration; they take milliseconds
 TRIAL = r"""import contextlib, json, re, sys
@@ -45,11 +44,7 @@ for pattern, name in ((pattern, name) for pattern in patterns for name in names)
 
 
 def read_adapter_config(folder: Path, notices: list[str]) -> LoraConfig:
-    """The configuration of the LoRA in `folder`; fields that this version of PEFT does not know are named in `notices`.
-
-    Raises:
-        CheckFailed: it is none, of something else than a LoRA for texts, or would build more than its tensors fill.
-    """
+    """The configuration of the LoRA in `folder`; fields that this version of PEFT does not know are named in `notices`."""
     from peft import LoraConfig
 
     path = folder / ADAPTER_CONFIG
@@ -57,80 +52,67 @@ def read_adapter_config(folder: Path, notices: list[str]) -> LoraConfig:
         if path.stat().st_size > 100_000:  # bytes; PEFT writes a few thousand
             raise ValueError(f"{path.stat().st_size:,} bytes long")
         raw = json.loads(path.read_text(encoding="utf-8"))
-        missing = [name for name in REQUIRED_FIELDS if name not in raw]
+        if missing := [name for name in REQUIRED_FIELDS if name not in raw]:
+            raise ValueError(f"{', '.join(missing)} missing")
     except (ValueError, TypeError, RecursionError) as error:
-        raise CheckFailed(f"{path}: not an adapter configuration ({error!r})") from error
-    if missing:
-        raise CheckFailed(f"{path}: not an adapter configuration ({', '.join(missing)} missing)")
+        raise CheckFailed(f"{path}: not an adapter configuration ({error})") from error
     if (raw["peft_type"], raw["task_type"]) != ("LORA", "SEQ_CLS"):
         raise CheckFailed(f"{path}: {raw['peft_type']} for {raw['task_type']}, wanted LORA for SEQ_CLS")
     base, revision = raw["base_model_name_or_path"], raw.get("revision")
     if not isinstance(base, str) or not base or not isinstance(revision, str | None):
         raise CheckFailed(f"{path}: base_model_name_or_path is {base!r} at {revision!r}, wanted the base model's name")
     default = LoraConfig().to_dict()
-    unknown = {name: value for name, value in raw.items() if name not in default}
-    if unknown:
-        notices.append(f"fields of another PEFT version ignored: {_listed(unknown)}")
-    odd = {
-        name: raw[name] for name in default.keys() & raw.keys() - PLAIN_FIELDS if raw[name] not in (None, default[name])
-    }
-    if re.search(
-        r"\d{3}", str(raw.get("init_lora_weights"))
-    ):  # pissa_niter_16 computes 16 rounds before it is overwritten
-        odd["init_lora_weights"] = raw["init_lora_weights"]
+    if unknown := raw.keys() - default.keys():
+        notices.append(f"fields of another PEFT version ignored: {_listed(raw, unknown)}")
+    odd = {name for name in default.keys() & raw.keys() - PLAIN_FIELDS if raw[name] not in (None, default[name])}
+    if re.search(r"\d{3}", str(raw.get("init_lora_weights"))):  # pissa_niter_16 computes 16 rounds to be overwritten
+        odd.add("init_lora_weights")
     if odd:
-        raise CheckFailed(f"{path}: {_listed(odd)}, which this project does not load; wanted a plain LoRA, or DoRA")
+        raise CheckFailed(f"{path}: {_listed(raw, odd)}, which is not loaded here; wanted a plain LoRA, or DoRA")
     with refusals_in_one_line(folder):
         return LoraConfig(**{name: raw[name] for name in PLAIN_FIELDS & raw.keys()} | {"inference_mode": True})
 
 
-def require_ranks(folder: Path, lora: LoraConfig) -> None:
-    """No rank may be larger than in the weights' file, whose header is read alone: PEFT would allocate what it is told."""
-    from safetensors import SafetensorError, safe_open
+def read_weights(folder: Path, lora: LoraConfig) -> dict[str, Tensor]:
+    """The tensors in `folder`, float32. No rank in `lora` may be larger than theirs: PEFT would allocate what it is told."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    require_weights(folder / WEIGHTS)
+    require_content(folder / WEIGHTS)
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no dictionary
+        weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
     except SafetensorError as error:
         raise CheckFailed(f"{folder / WEIGHTS}: not a safetensors file ({error}); take another checkpoint") from error
-    largest = max((min(shape) for name, shape in shapes.items() if "lora_" in name and len(shape) == 2), default=0)
+    largest = max((min(each.shape) for name, each in weights.items() if "lora_" in name and each.ndim == 2), default=0)
     with refusals_in_one_line(folder):
         rank = max(lora.r, *lora.rank_pattern.values(), 0)
     if rank > largest:
-        raise CheckFailed(
-            f"{folder / ADAPTER_CONFIG}: rank {rank}, but no adapter in {WEIGHTS} has more than {largest};"
-            " its configuration belongs to another file"
-        )
+        odd = f"rank {rank}, but no adapter in {WEIGHTS} has more than {largest}; it belongs to another file"
+        raise CheckFailed(f"{folder / ADAPTER_CONFIG}: {odd}")
+    return weights
 
 
 def require_quick_patterns(folder: Path, lora: LoraConfig, names: Collection[str]) -> None:
     """Matching the modules' `names` must come to an end: it is tried in a process that can be stopped."""
-    given = [getattr(lora, field) for field in PATTERNS]
-    given = [string for field in given for string in ([field] if isinstance(field, str) else field or ())]
-    patterns = [string for string in given if not re.fullmatch(r"[\w.-]*", string)]
-    tried = json.dumps([patterns, list(names)])
+    given = [getattr(lora, field) or () for field in PATTERNS]
+    given = [string for field in given for string in ([field] if isinstance(field, str) else field)]
+    if not (patterns := [string for string in given if not re.fullmatch(r"[\w.-]*", string)]):
+        return
+    trial, tried = [sys.executable, "-ISc", TRIAL], json.dumps([patterns, list(names)])
     try:
-        if patterns:
-            subprocess.run(
-                [sys.executable, "-ISc", TRIAL], input=tried, text=True, capture_output=True, timeout=SECONDS
-            )
+        subprocess.run(trial, input=tried, text=True, capture_output=True, timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise CheckFailed(
-            f"{folder / ADAPTER_CONFIG}: matching {patterns[0]!r:.80} takes more than {SECONDS} s; list the modules' names"
-        ) from error
+        slow = f"matching {patterns[0]!r:.80} takes more than {SECONDS} s; list the modules' names"
+        raise CheckFailed(f"{folder / ADAPTER_CONFIG}: {slow}") from error
 
 
 def respell(weights: dict, expected: Collection[str]) -> dict:
-    """`weights` under the names that PEFT gives them today (`expected`), as far as other versions only spelt them otherwise.
-
-    A trained module's copies beside it, which bias="all" saves of head and untrained head, are left out.
-    """
+    """`weights` under the names that PEFT gives them today (`expected`), as far as other versions only spelt them otherwise."""
     found = {}
     for name, tensor in weights.items():
         main = re.sub(r"\.(modules_to_save(\.default)?|original_module)(?=\.)", "", name)
         if main != name and main in expected and (main in weights or ".original_module." in name):
-            continue
+            continue  # a copy beside the trained module, which bias="all" saves
         # PEFT 0.5: LoRA's layer was itself the linear layer; 0.3 to 0.15: names of heads; DoRA's vector was a module
         spellings = (name, main, main.removesuffix("bias") + "base_layer.bias", main.removesuffix(".weight"))
         found[next((each for each in spellings if each in expected), name)] = tensor
@@ -147,5 +129,5 @@ def refusals_in_one_line(folder: Path) -> Iterator[None]:
         raise CheckFailed(f"{folder / ADAPTER_CONFIG}: PEFT cannot apply it to its base model ({reason})") from error
 
 
-def _listed(values: dict) -> str:
-    return ", ".join(f"{name} = {value!r:.80}" for name, value in sorted(values.items()))
+def _listed(values: dict, names: Collection[str]) -> str:
+    return ", ".join(f"{name} = {values[name]!r:.80}" for name in sorted(names))

@@ -1,15 +1,11 @@
-"""What the columns of a file mean: which hold text, label and id, and which class a name or a number stands for.
-
-`documents` asks for every format, labelled or not, so that a column means the same in all of them.
-"""
-
-from __future__ import annotations
+"""What the columns of a file mean, the same in every format: which hold text, label and id, and which class a name or
+a number stands for. `documents` asks."""
 
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from pathlib import Path
 
 from ..config import LABELS
 from ..errors import InputError
@@ -17,6 +13,7 @@ from ..errors import InputError
 logger = logging.getLogger(__name__)
 
 TEXT = (("text",), ("title", "description"))  # the columns that make the text
+SAID = set()  # files, and what was said of their columns: who reads one twice, to count it first, hears of it once
 LABEL = {("label",): 0, ("class",): 1, ("class index",): 1}  # the one that holds the label -> its number of World
 
 
@@ -33,19 +30,16 @@ class Document:
 class Columns:
     """The columns of one file: `choose` finds them by name, `document` understands their values."""
 
+    path: Path
     text: Sequence[str]  # names of the columns that make the text; none: as `TEXT`
     id: str | None
     labelled: bool
     digits: bool  # numbers come as strings of digits, as in CSV
     first: int = 0  # the label column's number of World
-    said: set[str] = field(default_factory=set)
 
     def choose(self, names: Sequence[str], where: str) -> list[int]:
-        """The places among `names` of the columns to read: label and id, as far as they are wanted, then the text's.
-
-        Raises:
-            InputError: one of them is not there exactly once; `where` says in which file and row.
-        """
+        """The places among `names` of the columns to read: label and id, as far as they are wanted, then the text's;
+        InputError if one of them is not there exactly once."""
         hint = "" if self.labelled else "; --text-column and --id-column name others"
         text, chosen = [tuple(self.text)] if self.text else TEXT, []
         for ways in [LABEL] * self.labelled + [[(self.id,)]] * bool(self.id) + [text]:
@@ -69,16 +63,15 @@ class Columns:
         id = values.pop(0) if self.id else number
         if type(id) not in (int, str) or id == "":
             raise InputError(f"{where}: {self.id} is {id!r:.40}, wanted a string or a whole number; fill it")
-        for value in values:
-            if not isinstance(value, str):
-                raise InputError(f"{where}: the text is {type(value).__name__}, wanted a string; drop or fill it")
+        if kinds := [type(value).__name__ for value in values if not isinstance(value, str)]:
+            raise InputError(f"{where}: the text is {kinds[0]}, wanted a string; drop or fill it")
         return Document(id, " ".join(values).strip(), label)
 
     def _label(self, value, where: str) -> int:
         """The class, 0-3, of a name, or of a number as the label column counts."""
         if isinstance(value, str) and _plain(value) in _CLASSES:
             return _CLASSES[_plain(value)]
-        number = int(value) if self.digits and value in ("0", "1", "2", "3", "4") else value
+        number = int(value) if self.digits and value in tuple("01234") else value
         if type(number) is not int or not 0 <= number - self.first < len(LABELS):
             numbers = "1, 2, 3 or 4" if self.first else "0, 1, 2 or 3"
             raise InputError(f"{where}: class {value!r:.40}, wanted {numbers}, or {', '.join(LABELS)}; mend or drop it")
@@ -87,15 +80,9 @@ class Columns:
         return number - self.first
 
     def _say(self, what: str, notice: str) -> None:
-        if what not in self.said:
-            self.said.add(what)
-            _warn(notice)
-
-
-@lru_cache(maxsize=100)
-def _warn(notice: str) -> None:
-    """Once: who reads a file first to count its rows and then to label them hears of it once."""
-    logger.warning(notice)
+        if (self.path, what) not in SAID:
+            SAID.add((self.path, what))
+            logger.warning(notice)
 
 
 def _place(names: Sequence[str], wanted: str) -> int | None:

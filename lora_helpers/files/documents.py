@@ -1,59 +1,58 @@
 """The documents of an input file, one at a time, whatever its format; memory stays flat however long the file is.
 
 `read_documents` is the one reading of rows, for `inference.predict_file` and for `data`; `columns` says what they
-mean. `_numbered` is the one place where a file that cannot be read becomes a sentence.
+mean. `_numbered` is the one place where a file that cannot be read becomes a sentence. CSV is read strictly: a lenient
+reading would shift texts against their labels.
 """
-
-from __future__ import annotations
 
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError, first_line
 from .columns import Columns, Document
-from .csv_records import csv_records
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin")
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-FETCH_LFS = "a Git LFS pointer in the place of the file; fetch the file itself with `git lfs pull`"
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz")
 WAYS_OUT = {
     **dict.fromkeys(PICKLES, "a pickle is a program and is not opened; save the texts as .csv, .jsonl or .parquet"),
-    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"), "compressed; unpack it first"),
+    **dict.fromkeys(COMPRESSED, "compressed; unpack it first"),
     **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "a spreadsheet; save it as CSV, UTF-8, separated by commas"),
     ".json": "one JSON document; write one object a line and call the file .jsonl",
     ".ndjson": "JSON lines under another name; call the file .jsonl",
 }
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+CLASSES = ("1", "2", "3", "4")  # what the first column of a CSV file without a header holds
+LONGEST_FIELD = 2**31 - 1  # characters of a CSV file: the most that a C long holds on every platform
+MARKS = {";": "semicolons", "|": "bars", "\t": "tabs", ",": "commas"}
 
 
 def read_documents(
     path: Path | str, *, text_columns: Sequence[str] | None = None, id_column: str | None = None, labelled: bool = False
 ) -> Iterator[Document]:
-    """Yield each row of a .csv, .tsv, .jsonl, .parquet or .txt file as a `Document`, in file order.
+    """Yield each row of a file in one of the formats of `READERS` as a `Document`, in file order.
 
     The text is the column `text`, or `title` and `description` joined by a blank, or else `text_columns`; the id is the
     place in the file, from 0, or what `id_column` holds. The label, read if `labelled`, is `label` (0-3, or a class's
     name) or `class` or `class index` (1-4). A CSV file may come without a header, as class, title, description.
-    A text file holds one document a line, blank ones included.
+    A text file holds one document a line. An odd text (empty, a NUL, emoji, half a surrogate pair) is a document.
 
-    A row that is not as described ends the reading: the whole file is refused and the row is named, since a guess
-    or a gap would move every label after it. An odd text (empty, a NUL, emoji, half a surrogate pair) is a document.
-
-    Raises: InputError: missing or empty file, unknown format, or a row that is not as described, with its number.
+    Raises: InputError: missing or empty file, unknown format, or a row that is not as described, with its number; a
+        guess or a gap would move every label after it.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in READERS:
         unknown = f"unknown format {path.suffix!r}, wanted one of {', '.join(READERS)}"
         raise InputError(f"{path}: {WAYS_OUT.get(suffix, unknown)}")
-    columns = Columns(text_columns or (), id_column, labelled, digits=suffix in (".csv", ".tsv"))
-    document = None
+    columns = Columns(path, text_columns or (), id_column, labelled, digits=suffix in (".csv", ".tsv"))
+    number = -1
     for number, (where, values) in enumerate(READERS[suffix](path, columns.choose)):
-        document = columns.document(number, values, where)
-        yield document
-    if document is None:
+        yield columns.document(number, values, where)
+    if number < 0:
         raise InputError(f"{path}: holds no {'rows' if labelled else 'documents'}; wanted at least one")
 
 
@@ -61,6 +60,11 @@ def is_lfs_pointer(path: Path) -> bool:
     """Whether the file only stands for another, as a clone made without Git LFS leaves it."""
     with path.open("rb") as file:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def require_content(path: Path) -> None:
+    if is_lfs_pointer(path):
+        raise InputError(f"{path} is a Git LFS pointer in the place of the file; fetch it with `git lfs pull`")
 
 
 def class_names(schema) -> dict[str, list[str]]:
@@ -76,12 +80,13 @@ def class_names(schema) -> dict[str, list[str]]:
 def _numbered(path: Path, rows: Iterable, of: str = "row") -> Iterator[tuple[str, object]]:
     """The rows of the file `path`, each with where it stands: the file's name and its number, from 1."""
     if not os.path.isfile(path):
-        found = next((words for is_it, words in _NO_FILES if is_it(path)), "no such file")
+        kinds = {os.path.isdir: "a folder, not a file", os.path.exists: "a pipe or a device, not a file"}
+        kinds[os.path.islink] = "a link that leads to no file"
+        found = next((words for is_it, words in kinds.items() if is_it(path)), "no such file")
         raise InputError(f"{path}: {found}; give a file of rows ({', '.join(READERS)})")
     number = 0
     try:
-        if is_lfs_pointer(path):
-            raise InputError(f"{path}: {FETCH_LFS}")
+        require_content(path)
         for number, row in enumerate(rows, start=1):
             yield f"{path}, {of} {number}", row
     except UnicodeDecodeError as error:
@@ -97,26 +102,64 @@ def _numbered(path: Path, rows: Iterable, of: str = "row") -> Iterator[tuple[str
 
 def _csv_rows(path: Path, choose: Callable) -> Iterator[tuple[str, list[str]]]:
     header, columns, width, empty = None, None, 0, ""
-    for where, row in _numbered(path, csv_records(path)):
+    for where, row in _numbered(path, _csv_records(path)):
         if not row or (len(row) == 1 < width and not row[0].strip()):
             empty = empty or where
             continue
+        width = width or len(row)
         if empty:
-            raise InputError(f"{empty}: 0 columns, wanted {width or len(row)}; remove the empty line")
-        if columns is None:
-            width = len(row)
-            if width == 3 and row[0] in _CLASSES:  # as AG News' authors publish it
-                columns = choose(("class", "title", "description"), where)
-            else:
-                header, columns = [_bare(name) for name in row], choose(row, where)
-                continue
+            raise InputError(f"{empty}: 0 columns, wanted {width}; remove the empty line")
+        if columns is None and not (width == 3 and row[0] in CLASSES):
+            header, columns = [_bare(name) for name in row], choose(row, where)
+            continue
+        columns = columns or choose(("class", "title", "description"), where)  # as AG News' authors publish it
         if len(row) != width:
             raise InputError(f"{where}: {len(row)} columns, wanted {width} as in row 1; mend the row")
-        if header is None and row[0] not in _CLASSES:
+        if header is None and row[0] not in CLASSES:
             raise InputError(f"{where}: class {row[0]!r:.40}, wanted 1, 2, 3 or 4 as in row 1; mend the row")
         if header == [_bare(value) for value in row]:
             raise InputError(f"{where}: the header again; remove the row (files joined by `cat` keep their headers)")
         yield where, [row[column] for column in columns]
+
+
+def _csv_records(path: Path) -> Iterator[list[str]]:
+    """The fields of each record, ended by LF, CRLF or CR; csv.Error, with what to do, if it is not quoted as it should be
+    or the first is separated otherwise."""
+    csv.field_size_limit(LONGEST_FIELD)
+    form = {"strict": True, "delimiter": "\t" if path.suffix.lower() == ".tsv" else ","}
+    lines, fault = [], None  # of the record that is being read
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        records = csv.reader((lines.append(line) or line for line in stream), **form)
+        try:
+            for record in records:
+                is_first = records.line_num == len(lines)
+                fault = is_first and _separated("".join(record[:1]), form["delimiter"])
+                if any(re.match(' +"', field) for field in record):
+                    tight = next(csv.reader(lines, **form, skipinitialspace=True))
+                    if [field.lstrip(" ") for field in tight] != [field.lstrip(" ") for field in record]:
+                        fault = "a space before a quotation mark; remove it, so that it follows the separator at once"
+                if fault:
+                    break
+                yield record
+                lines.clear()
+        except csv.Error as error:
+            cause = _cause("".join(lines), form["delimiter"]) or f"{error}; check the quotation marks"
+            raise csv.Error(cause) from error
+    if fault:
+        raise csv.Error(fault)
+
+
+def _cause(lines: str, delimiter: str) -> str | None:
+    if '\\"' in lines:
+        return 'quotation marks escaped by backslashes; double them ("") instead'
+    after_first_field = re.match(r'"[^"]*" *(.)', lines)
+    return _separated(after_first_field[1], delimiter) if after_first_field else None
+
+
+def _separated(text: str, delimiter: str) -> str | None:
+    """What to do about a file that is separated by another mark than its name says, if `text` holds one."""
+    found = [name for mark, name in MARKS.items() if mark in text and mark != delimiter]
+    return f"separated by {found[0]}, wanted commas in .csv, tabs in .tsv; save it or name it so" if found else None
 
 
 def _bare(name: str) -> str:
@@ -124,13 +167,8 @@ def _bare(name: str) -> str:
     return name.strip(' \ufeff"').lower()
 
 
-def _parquet_rows(path: Path, choose: Callable) -> Iterator[tuple[str, tuple]]:
-    yield from _numbered(path, _parquet_values(path, choose))
-
-
 def _parquet_values(path: Path, choose: Callable) -> Iterator[tuple]:
     """The values in the wanted columns, row by row; where the schema names the numbers of a column, the names."""
-    import pyarrow
     import pyarrow.parquet
 
     try:
@@ -139,10 +177,11 @@ def _parquet_values(path: Path, choose: Callable) -> Iterator[tuple]:
             wanted = [schema.names[place] for place in choose(schema.names, str(path))]
             classes = {column: dict(enumerate(names)) for column, names in class_names(schema).items()}
             for batch in file.iter_batches(columns=list(dict.fromkeys(wanted))):
-                values = {column: batch.column(column).to_pylist() for column in wanted}
-                for column in classes.keys() & values.keys():
-                    values[column] = [classes[column].get(i, f"{i}, which has no name") for i in values[column]]
-                yield from zip(*(values[column] for column in wanted), strict=True)
+                values = [batch.column(column).to_pylist() for column in wanted]
+                for place, column in enumerate(wanted):
+                    if names := classes.get(column):
+                        values[place] = [names.get(i, f"{i}, which has no name") for i in values[place]]
+                yield from zip(*values, strict=True)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a whole parquet file ({first_line(error)}); make or fetch it again") from error
 
@@ -185,10 +224,7 @@ def _first_bad_line(path: Path) -> int:
         return next(n for n, line in enumerate(lines, start=1) if line.decode("utf-8", "ignore").encode() != line)
 
 
-READERS = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows, ".txt": _text_rows}
-_CLASSES = ("1", "2", "3", "4")
-_NO_FILES = (
-    (os.path.isdir, "a folder, not a file"),
-    (os.path.exists, "a pipe or a device, not a file"),
-    (os.path.islink, "a link that leads to no file"),
-)
+READERS = {
+    **{".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".txt": _text_rows},
+    ".parquet": lambda path, choose: _numbered(path, _parquet_values(path, choose)),
+}

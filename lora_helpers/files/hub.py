@@ -1,34 +1,33 @@
 """Where a base model's files lie, a local folder or the Hub's at a commit, and what identifies them.
 
-`model` loads a base from that folder and from nowhere else, so what is identified is what computes.
+`bases` loads a base from that folder and from nowhere else, so what is identified is what computes.
 """
-
-from __future__ import annotations
 
 import hashlib
 import logging
 import socket
 from collections.abc import Sequence
-from concurrent.futures import Future
 from functools import lru_cache
+from multiprocessing import TimeoutError as NoAnswer
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from threading import Thread
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ..errors import InputError, first_line
+from .documents import require_content
 from .places import STAND_INS, full_name, local_folder, portable_name
 
 # Everything that decides what a base computes; other files of a folder (a card, a record) do not count.
 IDENTITY_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model")
-SECONDS = 2  # for whatever stands at the Hub's address to be found
 LOADED_FILES = ("*.json", *IDENTITY_FILES)  # what is fetched of a repository: no pickle, no other framework's weights
+SECONDS = 2  # for whatever stands at the Hub's address to be found
 
 logger = logging.getLogger(__name__)
 
 
 def base_folder(name: str) -> Path | None:
-    """The local folder that `name` means here, None if it is a Hub name. ROBERTA_BASE_DIR counts for roberta-base."""
+    """The local folder that the name of a base means here, None if it is a Hub name."""
     return local_folder(name, "config.json and model.safetensors")
 
 
@@ -36,18 +35,16 @@ def base_files(name: str, revision: str | None, or_else: str = "") -> Path:
     """The folder from which a base is loaded: a local one, or the Hub's at `revision`, downloaded if need be."""
     variable = STAND_INS.get(full_name(name))
     instead = f"set {variable} to a folder with its files" if variable else "name a folder that holds its files"
-    folder = base_folder(name) or download(
-        full_name(name), revision, LOADED_FILES, kind="model", instead=instead + or_else
-    )
+    folder = base_folder(name) or download(name, revision, LOADED_FILES, kind="model", instead=instead + or_else)
     for path in folder.glob("*.safetensors"):
-        require_weights(path)
+        require_content(path)
     return folder
 
 
 def how_to_restore(name: str, revision: str | None) -> str:
     """What to do about a base whose files are not what they should be."""
-    if base_folder(name):
-        return f"restore {base_folder(name)}: config.json, model.safetensors and the tokenizer's files"
+    if folder := base_folder(name):
+        return f"restore {folder}: config.json, model.safetensors and the tokenizer's files"
     return f"delete {cached_repository(base_files(name, revision))} to download it again"
 
 
@@ -76,64 +73,51 @@ def _hash_files(files: tuple[Path, ...], stats: tuple) -> dict[str, str]:
 
 def require_here(name: str, revision: str | None) -> None:
     """Refuse a base that would have to be fetched: it is neither a folder nor whole in the Hub's cache."""
-    if base_folder(name) is None and not _is_cached(name, revision, LOADED_FILES, "model"):
-        raise InputError(
-            f"base model {name} at {revision or 'main'} is not here, and to verify an adapter nothing is fetched"
-            " that its own file names; `predict` fetches it and says first how large it is"
-        )
-
-
-def require_weights(path: Path) -> None:
-    """Refuse what `git clone` without Git LFS leaves in the place of weights."""
-    with path.open("rb") as stream:
-        if stream.read(40).startswith(b"version https://git-lfs"):
-            raise InputError(f"{path} is a Git LFS pointer and no weights; run `git lfs pull`, or download the file")
+    if base_folder(name) is None and not _find_cached(name, revision, LOADED_FILES, "model"):
+        why = "and to verify an adapter nothing is fetched that its own file names; `predict` fetches it and says its size"
+        raise InputError(f"base model {name} at {revision or 'main'} is not here, {why}")
 
 
 def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: str, instead: str) -> Path:
     """The folder in the Hub's cache with all files of `name` at commit `revision` that match one of `patterns`.
 
-    Nothing else of the repository is fetched. With every file in the cache, or HF_HUB_OFFLINE, nothing is asked.
-    `kind` is "model" or "dataset"; `instead` says what else to do without the Hub.
+    With every file in the cache, or HF_HUB_OFFLINE, nothing is asked. `kind` is "model" or "dataset"; `instead` says
+    what else to do without the Hub.
 
-    Raises:
-        InputError: the Hub is out of reach, broke off or knows no such commit, and the cache lacks a file.
+    Raises: InputError: the Hub is out of reach, broke off or knows no such commit, and the cache lacks a file.
     """
     from huggingface_hub import is_offline_mode, snapshot_download
     from huggingface_hub.errors import HTTPError  # of the HTTP library that huggingface_hub uses; not an OSError
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries would be two lines more
-    cached, offline = _is_cached(name, revision, patterns, kind), is_offline_mode()
+    name, offline = full_name(name), is_offline_mode()
+    if cached := _find_cached(name, revision, patterns, kind):
+        return cached
     try:
-        if not cached and not offline:
+        if not offline:
             _announce(name, revision, patterns, kind)
-        return Path(snapshot_download(
-            name, revision=revision, repo_type=kind, allow_patterns=list(patterns), local_files_only=cached
-        ))  # fmt: skip
+        return Path(snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=list(patterns)))
     except (OSError, ValueError, HTTPError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         instead = f"{'unset HF_HUB_OFFLINE' if offline else 'connect to the Hub'}, {instead}"
         raise InputError(f"{kind} {name} at {revision} could not be loaded ({reason}); {instead}") from error
 
 
-def _is_cached(name: str, revision: str | None, patterns: Sequence[str], kind: str) -> bool:
-    """Whether the Hub's cache is known to hold every file that matches."""
+def _find_cached(name: str, revision: str | None, patterns: Sequence[str], kind: str) -> Path | None:
+    """The folder in the Hub's cache, if that is known to hold every file that matches."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
 
+    its = {"revision": revision, "repo_type": kind}
     try:
-        get_cached_repo_tree(name, revision=revision, repo_type=kind)
-        snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=list(patterns), local_files_only=True)
+        get_cached_repo_tree(name, **its)
+        return Path(snapshot_download(name, **its, allow_patterns=list(patterns), local_files_only=True))
     except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError, HFValidationError):
-        return False
-    return True
+        return None
 
 
 def _announce(name: str, revision: str | None, patterns: Sequence[str], kind: str) -> None:
-    """Say what is about to be fetched and how large it is; raises what the Hub answers, or that it does not.
-
-    A passing fault of the Hub (HTTP 5xx) says nothing: the download tries again.
-    """
+    """Say what is about to be fetched and how large it is; raises what the Hub answers, or that it does not."""
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import filter_repo_objects
 
@@ -142,7 +126,7 @@ def _announce(name: str, revision: str | None, patterns: Sequence[str], kind: st
     except HfHubHTTPError as error:
         if error.response is None or error.response.status_code < 500:
             raise
-        return
+        return  # a passing fault: the download tries again
     files = list(filter_repo_objects(found.siblings, allow_patterns=list(patterns), key=lambda file: file.rfilename))
     megabytes = sum(file.size or 0 for file in files) / 1e6
     logger.warning("fetching %s %s at %s: %d files, %.1f MB", kind, name, revision, len(files), megabytes)
@@ -157,33 +141,23 @@ def _ask(name: str, revision: str | None, kind: str, timeout: float):
         proxy = getproxies().get(address.scheme, constants.ENDPOINT)
         address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     place = address.hostname, address.port or (80 if address.scheme == "http" else 443)
-    found = Future()
-    Thread(target=_knock, args=(place, found), daemon=True).start()  # the look-up of the name has no limit of its own
     try:
-        found.result(SECONDS)
-    except TimeoutError as error:
+        with ThreadPool(1) as pool:  # the look-up of the name has no limit of its own
+            pool.apply_async(socket.create_connection, (place, SECONDS)).get(SECONDS).close()
+    except NoAnswer as error:
         raise TimeoutError(f"no answer from {place[0]} within {SECONDS} s") from error
     return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout, files_metadata=True)
 
 
-def _knock(place: tuple[str, int], found: Future) -> None:
-    try:
-        socket.create_connection(place, SECONDS).close()
-        found.set_result(True)
-    except OSError as error:
-        found.set_exception(error)
-
-
 def is_at_hand(name: str, revision: str | None, *, kind: str) -> bool:
-    """Whether a repository's files can be had at once: from a folder, from the Hub's cache, or from a Hub that answers
-    within two seconds."""
+    """Whether a repository's files can be had at once: from a folder, the cache, or a Hub that answers in two seconds."""
     from huggingface_hub.errors import HTTPError
 
     if local_folder(name, "its files"):
         return True
     patterns = LOADED_FILES if kind == "model" else ("train*.parquet", "data/train*.parquet")
     try:
-        return _is_cached(name, revision, patterns, kind) or bool(_ask(name, revision, kind, SECONDS))
+        return bool(_find_cached(name, revision, patterns, kind) or _ask(name, revision, kind, SECONDS))
     except (OSError, ValueError, HTTPError):
         return False
 

@@ -1,9 +1,4 @@
-"""What makes a folder a whole checkpoint: `manifest.json`, written last, with the SHA-256 of every file and of itself.
-
-`training.trainer` seals, `checkpoints` compares. Whatever must stand whole or not at all is written by `write_atomically`.
-"""
-
-from __future__ import annotations
+"""What makes a folder a whole checkpoint: `manifest.json`, written last, with the SHA-256 of every file and of itself."""
 
 import hashlib
 import json
@@ -17,24 +12,18 @@ MANIFEST = "manifest.json"
 
 
 def seal(folder: Path, details: dict) -> None:
-    """Make `folder` a whole checkpoint: checksums of all its files, and `details`, in a manifest written last.
-
-    The Trainer's `training_args.bin` is removed first: it is a pickle of the arguments, and the record has them.
-    """
-    (folder / "training_args.bin").unlink(missing_ok=True)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the run has one of its own
+    """Make `folder` a whole checkpoint: checksums of all its files, and `details`, in a manifest written last."""
+    for name in ("training_args.bin", "README.md"):  # a pickle of what the record has, and PEFT's empty model card
+        (folder / name).unlink(missing_ok=True)
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     for path in files:
-        _sync(path)
+        with path.open("r+b") as stream:  # Windows refuses it where one could not write
+            os.fsync(stream.fileno())
     write_atomically(folder / MANIFEST, _render(details | {"files": {path.name: hash_file(path) for path in files}}))
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a whole checkpoint as it was sealed, None for a foreign folder.
-
-    Raises:
-        CheckFailed: one byte of it is not what `seal` wrote.
-    """
+    """The manifest of a whole checkpoint, None for a foreign folder; CheckFailed if a byte of it is not what `seal` wrote."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
@@ -44,10 +33,9 @@ def read_manifest(folder: Path) -> dict | None:
         manifest.pop("sha256", None)
         if _render(manifest) != text:
             raise ValueError("it is not what its own SHA-256 was taken of")
-        outside = [name for name in manifest["files"] if name in ("", ".", "..") or set(name) & set("/\\:")]
-        if outside:
+        if outside := [name for name in manifest["files"] if name in ("", ".", "..") or set(name) & set("/\\:")]:
             raise ValueError(f"it lists {outside[0]!r}, wanted names of files in this folder")
-        int(manifest["config"]["max_length"]), manifest["base"].keys()  # as whoever reads it relies on
+        int(manifest["config"]["max_length"]), manifest["base"]["sha256"].encode()  # as whoever reads it relies on
         return manifest | {"files": dict(manifest["files"])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckFailed(f"{path}: not a manifest ({error}); the checkpoint is damaged, take another") from error
@@ -77,8 +65,3 @@ def _render(content: dict) -> str:
     """The manifest's text: `content` and, last, the SHA-256 of `content` as JSON."""
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps(content | {"sha256": digest}, indent=2) + "\n"
-
-
-def _sync(path: Path) -> None:
-    with path.open("r+b") as stream:  # Windows refuses it where one could not write
-        os.fsync(stream.fileno())

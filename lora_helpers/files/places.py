@@ -1,9 +1,4 @@
-"""Where things lie: the repository's own folders, and the folder that the name of a base model or data set means here.
-
-`config` checks names with it, `data` and `hub` open what it finds, records store what it makes portable.
-"""
-
-from __future__ import annotations
+"""Where things lie: the repository's own folders, and the folder that the name of a base model or data set means here."""
 
 import os
 from pathlib import Path
@@ -46,14 +41,10 @@ def find_folder(name: str) -> Path | None:
 
 
 def local_folder(name: str, wanted: str) -> Path | None:
-    """The folder that the name of a base model or data set means here, None if it is a name on the Hub.
-
-    AG_NEWS_DIR, ROBERTA_BASE_DIR and MPNET_BASE_DIR stand in for what they are called after, by its short name too.
-    `wanted`: what the folder should hold.
-    """
-    variable = STAND_INS.get(full_name(name))
-    if variable and os.environ.get(variable):
-        folder = Path(os.path.expanduser(os.environ[variable]))
+    """The folder, which should hold what is `wanted`, that a name means here, by `STAND_INS` too; None if it is on the Hub."""
+    variable = STAND_INS.get(full_name(name), "")
+    if given := os.environ.get(variable):
+        folder = Path(os.path.expanduser(given))
         if not folder.is_dir():
             raise InputError(f"{variable} is {str(folder)!r}, which is no folder; give one with {wanted}")
         return folder
@@ -66,8 +57,10 @@ def local_folder(name: str, wanted: str) -> Path | None:
 def portable_name(name: str) -> str:
     """A folder's path from the repository, which tells nothing above the folder that holds both; else the full name."""
     folder = None if name == BUNDLED else find_folder(name)
+    if folder is None:
+        return full_name(name)
     try:
-        return os.path.relpath(folder, REPOSITORY).replace(os.sep, "/") if folder else full_name(name)
+        return Path(os.path.relpath(folder, REPOSITORY)).as_posix()
     except ValueError:  # another drive of a Windows machine
         return folder.name
 
