@@ -4,6 +4,7 @@ float32 on all of them. `run` imports this when a run begins, since it loads tra
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -16,9 +17,9 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..config import RunConfig
+from ..environment import has_fast_bfloat16
 from ..errors import InputError, first_line
 from ..processes import this_process
-from ..records import Clock
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16 autocast"  # as records and manifests call them
 
@@ -38,18 +39,17 @@ class Plan:
     train_rows: Dataset  # as `data.tokenize` gives them
     validation_rows: Dataset  # the same
     details: dict = field(default_factory=dict)  # what manifests and record say of the run as a whole
-    clock: Clock = field(default_factory=lambda: Clock(0.0, 0.0))  # its seconds go into manifests and record
+    began: float = 0.0  # by `time.monotonic`, as if it had never been interrupted
+
+    def seconds(self) -> float:
+        """Seconds so far, those before it was resumed included."""
+        return time.monotonic() - self.began
 
 
 def choose_arithmetic(config: RunConfig, model) -> str:
-    """FLOAT32, or BFLOAT16 where `mixed_precision` asks for it and the machine has instructions for it: a T4 and older
-    GPUs, and CPUs without AVX-512 BF16 or AMX, emulate them slowly."""
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        found = torch.cpu.get_capabilities()
-        fast = model.num_parameters() >= LARGE and (found.get("avx512_bf16") or found.get("amx_bf16"))
-    return BFLOAT16 if config.mixed_precision and fast else FLOAT32
+    """FLOAT32, or BFLOAT16 where `mixed_precision` asks for it and the machine gains by it."""
+    gains = has_fast_bfloat16() and (torch.cuda.is_available() or model.num_parameters() >= LARGE)
+    return BFLOAT16 if config.mixed_precision and gains else FLOAT32
 
 
 class OneDeviceArguments(TrainingArguments):
@@ -66,9 +66,9 @@ def make_arguments(plan: Plan) -> OneDeviceArguments:
     mixed = choose_arithmetic(config, plan.model) == BFLOAT16
     shared = {each.name for each in fields(config)} & {each.name for each in fields(TrainingArguments)}
     if config.batch_size % processes:
-        wanted = f"a multiple of the {processes} processes that share it"
-        raise InputError(f"batch_size is {config.batch_size}, wanted {wanted}")
-    require_tracker(config.report_to)
+        its = f"batch_size is {config.batch_size}"
+        raise InputError(f"{its}, wanted a multiple of the {processes} processes that share it")
+    _require_tracker(config.report_to)
     arguments = OneDeviceArguments(
         output_dir=str(plan.output_dir),
         **{name: getattr(config, name) for name in shared},
@@ -92,9 +92,7 @@ def make_arguments(plan: Plan) -> OneDeviceArguments:
         # Reading and padding 16 rows takes one core about 2 ms, so two workers prepare some 1,000 batches a second.
         dataloader_num_workers=2 if on_gpu else 0,
         dataloader_prefetch_factor=4 if on_gpu else None,  # batches each worker holds ready
-        # Else every evaluation would start new ones. (They draw seeds from the CPU's generator, so a resumed run draws
-        # fewer of them; on a GPU that generator decides nothing.)
-        dataloader_persistent_workers=on_gpu,
+        dataloader_persistent_workers=on_gpu,  # else every evaluation would start new ones
     )
     arguments.mixed_precision = "bf16" if mixed else "no"  # and not what accelerate's configuration says
     if on_gpu:  # not by the argument `tf32`: transformers heeds it once a process
@@ -112,7 +110,7 @@ def restored_precision() -> Iterator[None]:
         torch.backends.fp32_precision = before
 
 
-def require_tracker(name: str) -> None:
+def _require_tracker(name: str) -> None:
     """Refuse a tracker that transformers does not know, or whose package is missing."""
     try:
         for callback in get_reporting_integration_callbacks([] if name == "none" else [name]):

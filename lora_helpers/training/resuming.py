@@ -43,8 +43,8 @@ class Start:
 
 
 def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
-    """The checkpoint to continue: `resume_from`, which is refused if it was changed since it was sealed, or with `resume`
-    the newest that was not, where the others are skipped with a warning; None to begin at step 0."""
+    """The checkpoint to continue: `resume_from`, refused if it was changed since it was sealed, or with `resume` the newest
+    that was not, others skipped with a warning; None to begin at step 0."""
     if checkpoint := beginning.resume_from:
         if checkpoint.is_dir() and not (checkpoint / MANIFEST).is_file():
             raise InputError(f"{checkpoint} has no manifest: it was not written by this project and cannot be resumed")
@@ -91,8 +91,8 @@ def require_same_run(start: Start, config: RunConfig, splits: Splits, *, allow_o
 
 
 def describe_resumption(start: Start, details: dict) -> dict:
-    """What manifests and record keep of the checkpoint that a run goes on from: where it lay, how it was computed, and
-    whether the data were changed, now or when it was resumed before. Warned is of what this run's `details` say otherwise."""
+    """What manifests and record keep of the checkpoint that a run goes on from: where it lay, how it was computed, whether
+    the data were ever changed. Warned is of what this run's `details` say otherwise."""
     then = {"world_size": 1, "arithmetic": "float32"} | start.manifest  # true of every manifest that does not say
     dropout = details["config"]["base_dropout"] or details["config"]["lora_dropout"]
     for name, effect in (("arithmetic", "rounding"), ("world_size", dropout and "dropout masks")):
@@ -110,15 +110,14 @@ def take_weights(model, checkpoint: Path) -> dict:
     import torch
 
     source = load_checkpoint(checkpoint)[0]
-    theirs, mine = (dict(each.named_parameters()) for each in (source, model))
     if _shapes(source) != _shapes(model):
         raise InputError(f"{checkpoint} has other adapters, another head or a base of another shape; use its lora_…")
-    base = [name for name, p in mine.items() if not p.requires_grad and "original_module" not in name]
-    if not all(torch.equal(mine[name], theirs[name]) for name in base):
-        raise InputError(f"{checkpoint} was trained on another base model; use its base_model")
-    with torch.no_grad():
-        for name in (name for name, p in mine.items() if p.requires_grad):
-            mine[name].copy_(theirs[name])
+    theirs = dict(source.named_parameters())
+    for name, mine in model.named_parameters():
+        if mine.requires_grad:
+            mine.data.copy_(theirs[name])
+        elif "original_module" not in name and not torch.equal(mine, theirs[name]):
+            raise InputError(f"{checkpoint} was trained on another base model; use its base_model")
     about = {"checkpoint": relative_to_repository(checkpoint), "adapter_sha256": hash_file(checkpoint / WEIGHTS)}
     return {"warm_started_from": about}
 

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 
@@ -34,41 +33,30 @@ def make_trainer(plan: Plan) -> FineTuningTrainer:
     """The Trainer of a run, ready to train."""
     config, lengths = plan.config, plan.train_rows["length"][:]
     sampler = LengthGroupedSampler(lengths, config.batch_size, order=config.batch_order, seed=config.seed)
+    run = RunCallback(plan, sampler)
     whole_tiles = 8 if torch.cuda.is_available() else None  # tokens, of a GPU's matrix products
-    return FineTuningTrainer(
+    trainer = FineTuningTrainer(
         model=plan.model,
         args=make_arguments(plan),
-        sampler=sampler,
-        run=RunCallback(plan, sampler),
         train_dataset=plan.train_rows.remove_columns("length"),
         eval_dataset=plan.validation_rows.sort("length").remove_columns("length"),  # like lengths share a batch
         # Its method, since the Trainer would save a collator's tokenizer beside every checkpoint.
         data_collator=DataCollatorWithPadding(plan.tokenizer, pad_to_multiple_of=whole_tiles).__call__,
+        compute_metrics=trainer_metrics,
+        callbacks=[run],
     )
+    trainer.sampler, trainer.run = sampler, run
+    # Our loss is a mean over a process's rows; with True the Trainer would multiply it by the number of processes.
+    trainer.model_accepts_loss_kwargs = False
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 class FineTuningTrainer(Trainer):
-    """The stock Trainer on rows in the order of `sampler`, with the callback of the run."""
+    """The stock Trainer on rows in the order of our sampler."""
 
-    def __init__(self, *, sampler: LengthGroupedSampler, run: RunCallback, **named):
-        super().__init__(compute_metrics=trainer_metrics, **named)
-        self.sampler, self.run = sampler, run
-        # Our loss is a mean over a process's rows; with True the Trainer would multiply it by the number of processes.
-        self.model_accepts_loss_kwargs = False
-        self.remove_callback(PrinterCallback)
-        self.add_callback(run)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """As the stock one, but in the order of our sampler."""
-        same = ("num_workers", "pin_memory", "prefetch_factor", "persistent_workers")
-        loader = DataLoader(
-            self.train_dataset,
-            batch_size=self.args.train_batch_size,
-            sampler=self.sampler,
-            collate_fn=self.data_collator,
-            **{name: getattr(self.args, f"dataloader_{name}") for name in same},
-        )
-        return self.accelerator.prepare(loader)
+    def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:
+        return self.sampler
 
     def training_step(self, *arguments, **named) -> torch.Tensor:
         """Stops at a loss that is not finite; on a GPU, where looking costs a wait at every step, the log tells."""
@@ -89,9 +77,10 @@ class RunCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if args.process_index:  # the Trainer seeds all alike, and the same units would drop out in every process
             torch.manual_seed(args.seed + args.process_index)
-        look = {"desc": self.plan.config.profile, "unit": "step", "mininterval": 1}
-        look |= {"file": sys.stdout if in_notebook() else sys.stderr, "disable": not state.is_world_process_zero}
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, **look)
+        self.bar = tqdm(
+            desc=self.plan.config.profile, total=state.max_steps, initial=state.global_step, unit="step", mininterval=1,
+            file=sys.stdout if in_notebook() else sys.stderr, disable=not state.is_world_process_zero,
+        )  # fmt: skip
         require_room(self.plan)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -109,12 +98,10 @@ class RunCallback(TrainerCallback):
                 shutil.rmtree(self._checkpoint(state), ignore_errors=True)
             this_process().wait_for_everyone()
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        for name, value in (logs or {}).items():
-            if name in ("loss", "eval_loss"):
-                require_finite(value, state.global_step, args.learning_rate)
-            if name in SHOWN:
-                self.shown[SHOWN[name]] = f"{value:.4f}"
+    def on_log(self, args, state, control, logs, **kwargs):
+        for name in (name for name in SHOWN if name in logs):
+            require_finite(logs[name], state.global_step, args.learning_rate)
+            self.shown[SHOWN[name]] = f"{logs[name]:.4f}"
         self.bar.set_postfix(self.shown, refresh=False)
 
     def on_save(self, args, state, control, **kwargs):
@@ -122,7 +109,7 @@ class RunCallback(TrainerCallback):
         if state.is_world_process_zero:
             if state.global_step == state.max_steps:  # once a run: it is the base's
                 self.plan.tokenizer.save_pretrained(self._checkpoint(state))
-            about = {"step": state.global_step, "seconds": self.plan.clock.seconds(), **self.plan.details}
+            about = {"step": state.global_step, "seconds": self.plan.seconds(), **self.plan.details}
             seal(self._checkpoint(state), about)
 
     def _checkpoint(self, state) -> Path:
@@ -130,8 +117,7 @@ class RunCallback(TrainerCallback):
 
 
 def require_room(plan: Plan) -> None:
-    """Refuse to begin a checkpoint that would not fit: 4 bytes for each trained weight and for its two moments in AdamW,
-    and 4 MiB for the rest."""
+    """Refuse to begin a checkpoint that would not fit: 4 bytes a trained weight and each of its two moments, and 4 MiB."""
     needed = 3 * 4 * sum(p.numel() for p in plan.model.parameters() if p.requires_grad) + 2**22
     free = shutil.disk_usage(plan.output_dir).free
     if free < needed:
