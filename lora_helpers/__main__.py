@@ -3,8 +3,6 @@
 The wings of the maintainers are imported inside their commands alone.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

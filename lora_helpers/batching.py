@@ -3,8 +3,6 @@
 Everything here is a function of lengths or token ids, a seed and an epoch; no model, no data set.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Nothing here loads a library, so that help and a slip of the finger are answered at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -19,7 +17,6 @@ from .errors import CheckFailed, InputError, nearest
 from .field_checks import parse_field
 
 PROGRAM = "python -m lora_helpers"
-COMMANDS: dict[str, Command] = {}
 
 
 class Command(NamedTuple):
@@ -29,6 +26,9 @@ class Command(NamedTuple):
     example: str
     arguments: dict[str, dict]  # name or flag -> what argparse's `add_argument` takes
     defaults: Callable | None  # from what was typed to the configuration whose fields are options too
+
+
+COMMANDS: dict[str, Command] = {}
 
 
 def command(example: str, arguments: dict[str, dict], *, defaults: Callable | None = None) -> Callable:

@@ -3,8 +3,6 @@
 Nothing but the standard library is imported at the top, so that a missing package ends in a sentence.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import hashlib

@@ -3,8 +3,6 @@
 `RunConfig` and `PretrainingConfig` are made of settings; the checks here, `--help` and the notebook's table read them.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Training and evaluation write it; figures, README and model cards are drawn from it, without model or data.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

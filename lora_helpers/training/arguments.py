@@ -2,8 +2,6 @@
 float32 on all of them. `run` imports this when a run begins, since it loads transformers.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 `run.train` does its work inside `failures_in_one_sentence`.
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Where a run begins: at step 0, at a checkpoint of the same run, or with the weights of another. `run` asks."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 What is ours around the Trainer: the order of batches (a sampler), whole checkpoints (a callback) and the record.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

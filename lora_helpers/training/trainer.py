@@ -6,8 +6,6 @@ accelerate fills it up with rows of the epoch's beginning, and the validation lo
 (Two, measured: up to there the training losses are those of one process to 1e-6; after it, and in validation, to 0.01.)
 """
 
-from __future__ import annotations
-
 import errno
 import math
 import shutil
@@ -27,44 +25,6 @@ from ..processes import this_process
 from .arguments import Plan, make_arguments
 
 SHOWN = {"loss": "loss", "eval_loss": "validation loss", "eval_accuracy": "validation accuracy"}  # beside the bar
-
-
-def make_trainer(plan: Plan) -> FineTuningTrainer:
-    """The Trainer of a run, ready to train."""
-    config, lengths = plan.config, plan.train_rows["length"][:]
-    sampler = LengthGroupedSampler(lengths, config.batch_size, order=config.batch_order, seed=config.seed)
-    run = RunCallback(plan, sampler)
-    whole_tiles = 8 if torch.cuda.is_available() else None  # tokens, of a GPU's matrix products
-    trainer = FineTuningTrainer(
-        model=plan.model,
-        args=make_arguments(plan),
-        train_dataset=plan.train_rows.remove_columns("length"),
-        eval_dataset=plan.validation_rows.sort("length").remove_columns("length"),  # like lengths share a batch
-        # Its method, since the Trainer would save a collator's tokenizer beside every checkpoint.
-        data_collator=DataCollatorWithPadding(plan.tokenizer, pad_to_multiple_of=whole_tiles).__call__,
-        compute_metrics=trainer_metrics,
-        callbacks=[run],
-    )
-    trainer.sampler, trainer.run = sampler, run
-    # Our loss is a mean over a process's rows; with True the Trainer would multiply it by the number of processes.
-    trainer.model_accepts_loss_kwargs = False
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-class FineTuningTrainer(Trainer):
-    """The stock Trainer on rows in the order of our sampler."""
-
-    def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:
-        return self.sampler
-
-    def training_step(self, *arguments, **named) -> torch.Tensor:
-        """Stops at a loss that is not finite; on a GPU, where looking costs a wait at every step, the log tells."""
-        loss = super().training_step(*arguments, **named)
-        if loss.device.type == "cpu":
-            mean = self.accelerator.gather(loss).mean().item()  # so that all processes stop at the same step
-            require_finite(mean, self.state.global_step + 1, self.args.learning_rate)
-        return loss
 
 
 class RunCallback(TrainerCallback):
@@ -114,6 +74,44 @@ class RunCallback(TrainerCallback):
 
     def _checkpoint(self, state) -> Path:
         return self.plan.output_dir / f"checkpoint-{state.global_step}"
+
+
+class FineTuningTrainer(Trainer):
+    """The stock Trainer on rows in the order of our sampler."""
+
+    def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:
+        return self.sampler
+
+    def training_step(self, *arguments, **named) -> torch.Tensor:
+        """Stops at a loss that is not finite; on a GPU, where looking costs a wait at every step, the log tells."""
+        loss = super().training_step(*arguments, **named)
+        if loss.device.type == "cpu":
+            mean = self.accelerator.gather(loss).mean().item()  # so that all processes stop at the same step
+            require_finite(mean, self.state.global_step + 1, self.args.learning_rate)
+        return loss
+
+
+def make_trainer(plan: Plan) -> FineTuningTrainer:
+    """The Trainer of a run, ready to train."""
+    config, lengths = plan.config, plan.train_rows["length"][:]
+    sampler = LengthGroupedSampler(lengths, config.batch_size, order=config.batch_order, seed=config.seed)
+    run = RunCallback(plan, sampler)
+    whole_tiles = 8 if torch.cuda.is_available() else None  # tokens, of a GPU's matrix products
+    trainer = FineTuningTrainer(
+        model=plan.model,
+        args=make_arguments(plan),
+        train_dataset=plan.train_rows.remove_columns("length"),
+        eval_dataset=plan.validation_rows.sort("length").remove_columns("length"),  # like lengths share a batch
+        # Its method, since the Trainer would save a collator's tokenizer beside every checkpoint.
+        data_collator=DataCollatorWithPadding(plan.tokenizer, pad_to_multiple_of=whole_tiles).__call__,
+        compute_metrics=trainer_metrics,
+        callbacks=[run],
+    )
+    trainer.sampler, trainer.run = sampler, run
+    # Our loss is a mean over a process's rows; with True the Trainer would multiply it by the number of processes.
+    trainer.model_accepts_loss_kwargs = False
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def require_room(plan: Plan) -> None:
