@@ -1,7 +1,5 @@
-"""`Classifier`: a checkpoint that predicts, on a list of texts, on a file, in a stream.
-
-The adapter is merged into the base, rows are sorted by length inside a window and batched by tokens; results come
-back in the order of the input.
+"""`Classifier`: a checkpoint that predicts, on a list of texts or a file. The adapter is merged into the base; rows are
+sorted by length inside a window and batched by tokens, and come back in the order of the input.
 """
 
 from __future__ import annotations
@@ -107,17 +105,11 @@ class Classifier:
         self, source: Path | str, target: Path | str, *, probabilities: bool = False, progress: bool = True,
         text_columns: Sequence[str] | None = None, id_column: str | None = None,
     ) -> int:  # fmt: skip
-        """Label every document of `source` and write `target`, a CSV file `ID,Label` (ID from 0, label 0-3, file order).
+        """Label every document of `source` and write `target`, a CSV file `ID,Label` (ID from 0, label 0-3, file order);
+        with `probabilities` LabelName and one column a class too. Returns the number of documents.
 
         All or nothing: one row that cannot be read refuses the file and is named, for a gap or a guess would give
         every row after it another's label. An error or an interrupt (Ctrl-C) leaves no file behind.
-
-        Args:
-            probabilities: add LabelName and one column a class.
-            progress: show a bar where somebody can see it, in a terminal or a notebook.
-            text_columns, id_column: names of the columns to read, as `read_documents` takes them.
-
-        Returns: the number of documents.
 
         Raises: InputError: `target` exists, is no CSV name or cannot be written, or a row of `source` cannot be read.
         """

@@ -50,7 +50,7 @@ def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
     if not beginning.resume:
         return None
     whole = list_checkpoints(output_dir)
-    for folder in sorted(set(output_dir.glob("checkpoint-*")) - set(whole)):
+    for folder in sorted({*output_dir.glob("checkpoint-*")} - {*whole}):
         logger.warning("%s skipped: it has no manifest, its writing was cut short", folder.name)
     for checkpoint in reversed(whole):
         try:

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from itertools import count
 from pathlib import Path
 
 from .. import records
@@ -32,14 +31,9 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: RunConfig,
-    output_dir: Path | str,
-    *,
-    resume: bool = False,
-    resume_from: Path | str | None = None,
-    warm_start: Path | str | None = None,
-    allow_other_data: bool = False,
-) -> records.RunRecord:
+    config: RunConfig, output_dir: Path | str, *, resume: bool = False, resume_from: Path | str | None = None,
+    warm_start: Path | str | None = None, allow_other_data: bool = False,
+) -> records.RunRecord:  # fmt: skip
     """Fine-tune as `config` says; checkpoints and `run.json`, the record that is returned, go into `output_dir`.
 
     On a CUDA device, else the CPU: no checkpoint holds the random state of Apple's GPU, so none would resume exactly.
@@ -71,16 +65,14 @@ def next_run_dir(profile: str, runs: Path = RUNS) -> Path:
     """Make the next free `runs/PROFILE-N`; all processes of a run get the same one, two runs never do."""
     from accelerate.utils import broadcast_object_list
 
-    return Path(broadcast_object_list([str(_make_next(profile, runs)) if leads() else None])[0])
-
-
-def _make_next(profile: str, runs: Path) -> Path:
-    numbers = [path.name.removeprefix(f"{profile}-") for path in runs.glob(f"{profile}-*")]
-    taken = [int(number) for number in numbers if number.isdigit()]  # mini-agnews-3 is no run of mini
-    for number in count(max(taken, default=0) + 1):
+    made = []
+    while leads() and not made:
+        names = [path.name.removeprefix(f"{profile}-") for path in runs.glob(f"{profile}-*")]
+        number = max((int(name) for name in names if name.isdigit()), default=0) + 1  # mini-agnews-3 is no run of mini
         with suppress(FileExistsError):  # another run took it meanwhile
-            (folder := runs / f"{profile}-{number}").mkdir(parents=True)
-            return folder
+            (runs / f"{profile}-{number}").mkdir(parents=True)
+            made = [runs / f"{profile}-{number}"]
+    return broadcast_object_list(made or [None])[0]
 
 
 @contextmanager
@@ -88,20 +80,19 @@ def _claimed(output_dir: Path, *, resume: bool) -> Iterator[None]:
     """A run's folder, locked; if nothing comes to lie in it, it is removed again."""
     from filelock import FileLock, Timeout
 
-    if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
-        raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue its run")
     output_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output_dir / ".lock", timeout=0)
+    if not resume and any(output_dir.iterdir()):
+        raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue its run")
     try:
-        lock.acquire()
+        lock = FileLock(output_dir / ".lock").acquire(timeout=0)
     except Timeout:
         raise InputError(f"{output_dir}: another process is training there; wait, or give another folder") from None
-    try:
-        yield
-    finally:
-        if {path.name for path in output_dir.iterdir()} <= {".lock"}:
-            shutil.rmtree(output_dir, ignore_errors=True)
-        lock.release()
+    with lock:
+        try:
+            yield
+        finally:
+            if {path.name for path in output_dir.iterdir()} <= {".lock"}:
+                shutil.rmtree(output_dir, ignore_errors=True)
 
 
 def _train(config: RunConfig, output_dir: Path, beginning: Beginning) -> records.RunRecord:
