@@ -16,9 +16,9 @@ from two_processes import SECONDS, Launch, rows_written_to
 
 from lora_helpers.__main__ import main
 from lora_helpers.errors import CheckFailed, InputError
-from lora_helpers.training.arguments import Plan, make_arguments
 from lora_helpers.training.failures import failures_in_one_sentence
 from lora_helpers.training.resuming import Beginning
+from lora_helpers.training.trainer import Plan, make_arguments
 
 SHAPE = {  # 840 rows: epochs of 53 steps, the last one with 8 rows; 120 validation rows: 2 * 7 * 8 + 8
     **{"base_dropout": 0.0, "lora_dropout": 0.0, "max_length": 32, "learning_rate": 5e-3, "warmup_steps": 5},
@@ -171,7 +171,7 @@ def test_another_number_of_processes_is_a_warning_where_dropout_is_on(two, caplo
 def test_a_batch_that_cannot_be_shared_is_refused(tiny_config, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    monkeypatch.setattr("lora_helpers.training.arguments.this_process", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr("lora_helpers.training.trainer.this_process", lambda: SimpleNamespace(num_processes=2))
     model = SimpleNamespace(num_parameters=lambda: 0)
     parts = dict.fromkeys(("tokenizer", "train_rows", "validation_rows"))
     with pytest.raises(InputError, match="batch_size is 15, wanted a multiple of the 2 processes that share it"):

@@ -46,7 +46,7 @@ def train(
 
     Raises: as `failures_in_one_sentence`.
     """
-    from .arguments import restored_precision
+    from .trainer import restored_precision
 
     output_dir, resume_from, warm_start = (path and Path(path) for path in (output_dir, resume_from, warm_start))
     origins = {"resume_from": resume_from, "warm_start": warm_start}
@@ -130,7 +130,7 @@ def _make_plan(config: RunConfig, output_dir: Path, splits: Splits, began: float
     """The `Plan` of a run: the model, its rows, and what is kept of configuration, base, data and machine."""
     import torch
 
-    from .arguments import Plan, choose_arithmetic
+    from .trainer import Plan, choose_arithmetic
 
     # Without CUDA training keeps to the CPU, whatever other device there is.
     device = {} if torch.cuda.is_available() else {"device": f"CPU, {torch.get_num_threads()} threads"}
