@@ -1,7 +1,4 @@
-"""The commands: `python -m lora_helpers COMMAND …`. Each calls the module that does the work, and prints.
-
-The wings of the maintainers are imported inside their commands alone.
-"""
+"""The commands: `python -m lora_helpers COMMAND …`. Each calls the module that does the work, and prints."""
 
 import json
 import os

@@ -1,6 +1,5 @@
-"""Which rows share a batch: the order of training, the batches of pretraining and inference, the cost of padding.
-
-Everything here is a function of lengths or token ids, a seed and an epoch; no model, no data set.
+"""Which rows share a batch: the order of training, the batches of pretraining and inference, the cost of padding. All
+of it follows from lengths or token ids, a seed and an epoch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

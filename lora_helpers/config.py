@@ -1,6 +1,5 @@
-"""What a run is: one frozen, validated `RunConfig`, and the profiles that the project promises.
-
-Everything else takes a `RunConfig`; nothing here loads torch, so errors in a configuration cost no time.
+"""What a run is: one frozen, validated `RunConfig`, and the profiles that the project promises. Nothing here loads torch,
+so errors in a configuration cost no time.
 """
 
 from __future__ import annotations

@@ -178,8 +178,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """`5.23.0+cpu` as (5, 23, 0)."""
+def _numbers(version: str) -> tuple[int, ...]:  # "5.23.0+cpu" as (5, 23, 0)
     return tuple(int(part) for part in version.partition("+")[0].split(".") if part.isdigit())
 
 

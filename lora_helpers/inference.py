@@ -66,7 +66,7 @@ class Classifier:
             precision: float32 is exact; int8 is faster on a CPU, bfloat16 where the processor computes it.
             device: as torch calls it; the best there is if None.
 
-        Raises: as `checkpoints.verify_checkpoint`; InputError for a `max_length`, `precision` or `device` that cannot be.
+        Raises: as `load_checkpoint`; InputError for a `max_length`, `precision` or `device` that cannot be.
         """
         if max_length is not None and max_length < 3:
             raise InputError(f"max_length is {max_length}, wanted 3 or more: <s>, one token of text, </s>")

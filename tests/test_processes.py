@@ -157,13 +157,13 @@ def test_two_processes_go_on_from_what_one_wrote(one, tiny_base, tmp_path):
 
 def test_another_number_of_processes_is_a_warning_where_dropout_is_on(two, caplog):
     from lora_helpers.files.manifests import read_manifest
-    from lora_helpers.training.resuming import Start, describe_resumption
+    from lora_helpers.training.resuming import describe_resumption
 
     manifest = read_manifest(two[0] / "checkpoint-30")
     assert manifest["world_size"] == 2
     for dropout, warned in ((0.0, False), (0.05, True)):
         here = manifest | {"world_size": 1, "config": manifest["config"] | {"lora_dropout": dropout}}
-        found = describe_resumption(Start(two[0] / "checkpoint-30", manifest), here)
+        found = describe_resumption(two[0] / "checkpoint-30", here)
         assert found["resumed_from"]["world_size"] == 2
         assert ("1 here, 2 there" in caplog.text and "dropout masks" in caplog.text) == warned
 
