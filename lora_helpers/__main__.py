@@ -1,9 +1,4 @@
-"""The commands: `python -m lora_helpers COMMAND …`. Each calls the module that does the work, and prints.
-
-The wings of the maintainers are imported inside their commands alone.
-"""
-
-from __future__ import annotations
+"""The commands: `python -m lora_helpers COMMAND …`. Each calls the module that does the work, and prints."""
 
 import json
 import os
@@ -21,10 +16,9 @@ TEXT_WIDTH = 44  # characters of a text in the table of predictions, which then 
 
 
 def _new_file(text: str) -> Path:
-    path = Path(text)
-    if path.exists() or not path.parent.is_dir():
-        raise ArgumentTypeError(f"{path} exists already, or its folder does not; name another file")
-    return path
+    if Path(text).exists() or not Path(text).parent.is_dir():
+        raise ArgumentTypeError(f"{text} exists already, or its folder does not; name another file")
+    return Path(text)
 
 
 CHECKPOINT = {"checkpoint": {"type": Path, "metavar": "CHECKPOINT", "help": "e.g. checkpoints/mini/checkpoint-300"}}
@@ -52,8 +46,7 @@ def train(profile, output_dir, allow_other_data, resume, resume_from, warm_start
 
     output_dir = output_dir or next_run_dir(config.profile)
     start = {"resume": resume, "resume_from": resume_from, "warm_start": warm_start}
-    record = train(config, output_dir, **start, allow_other_data=allow_other_data)
-    last = validation_rows(record)[-1]
+    last = validation_rows(train(config, output_dir, **start, allow_other_data=allow_other_data))[-1]
     if leads():
         print(f"{output_dir}: step {last['step']}, validation accuracy {last['eval_accuracy']:.4f}")
 
@@ -106,30 +99,25 @@ def predict(checkpoint, texts, input, output, text_column, id_column, as_json, p
         print(f"{output}: {count} documents labelled")
         return
     columns = classifier.predict_columns(texts, probabilities=probabilities)
+    names, rows = [*columns], [*zip(*columns.values(), strict=True)]
     if as_json:
-        print(
-            *(json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)), sep="\n"
-        )
+        print(*(json.dumps(dict(zip(names, row, strict=True))) for row in rows), sep="\n")
         return
-    flat = [repr(" ".join(text.split()))[1:-1] for text in columns["text"]]  # of a control character its number
-    columns["text"] = [text if len(text) <= TEXT_WIDTH else f"{text[: TEXT_WIDTH - 1]}…" for text in flat]
-    widths = [TEXT_WIDTH, *(max(len(name), 8) for name in [*columns][1:])]  # 8: "Business"
-    for row in ([*columns], *zip(*columns.values(), strict=True)):
-        cells = (f"{value:.5f}" if isinstance(value, float) else str(value) for value in row)
-        print(" ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    for text, *values in (names, *rows):
+        flat = repr(" ".join(text.split()))[1:-1]  # of a control character its number
+        cells = [flat if len(flat) <= TEXT_WIDTH else f"{flat[: TEXT_WIDTH - 1]}…"]
+        cells += (f"{value:.5f}" if isinstance(value, float) else str(value) for value in values)
+        widths = (TEXT_WIDTH, *(max(len(name), 8) for name in names[1:]))  # 8: "Business"
+        print(" ".join(map(str.ljust, cells, widths)).rstrip())
 
 
 def _load(checkpoint: Path, **options):
     from .inference import Classifier
 
     classifier = Classifier.from_checkpoint(checkpoint, **options)
-    _show_notices(classifier.verification)
-    return classifier
-
-
-def _show_notices(verification) -> None:
-    for notice in verification.notices:
+    for notice in classifier.verification.notices:
         print(f"notice: {notice}", file=sys.stderr)
+    return classifier
 
 
 @command("checkpoints/mini-agnews/checkpoint-2400 my-model", CHECKPOINT | {
@@ -171,7 +159,8 @@ def verify(checkpoint) -> None:
     from .checkpoints import verify_checkpoint
 
     found = verify_checkpoint(checkpoint)
-    _show_notices(found)
+    for notice in found.notices:
+        print(f"notice: {notice}", file=sys.stderr)
     checksums = f"{found.files} checksums" if found.files else "no checksum to compare"
     print(f"{checkpoint}: whole; {checksums}, {found.tensors} tensors as they should be")
 
@@ -193,24 +182,23 @@ def bench(json_file) -> None:
         print(f"{model}: rows labelled a second: {rates}")
 
 
-def _pretraining_defaults(words: list[str]):
+def _pretraining(words: list[str] = (), **fields):
     from .pretraining.config import PretrainingConfig
 
-    return PretrainingConfig()
+    return PretrainingConfig(**fields)
 
 
 @command("--output-dir checkpoints/runs/my-base", {
     "--output-dir": {"type": Path, "metavar": "DIR", "help": "default: checkpoints/runs/roberta-mini"},
     "--resume": {"action": "store_true", "help": "continue a run that was stopped"},
-}, defaults=_pretraining_defaults)  # fmt: skip
+}, defaults=_pretraining)  # fmt: skip
 def pretrain(output_dir, resume, **fields) -> None:
     """Rebuild the bundled base model from AG News text. Takes more than an hour of two CPU cores."""
-    from .pretraining.config import PretrainingConfig
+    config, output_dir = _pretraining(**fields), output_dir or RUNS / "roberta-mini"
     from .pretraining.run import pretrain
 
-    output_dir = output_dir or RUNS / "roberta-mini"
     try:
-        log = pretrain(PretrainingConfig(**fields), output_dir, resume=resume)["log"]
+        log = pretrain(config, output_dir, resume=resume)["log"]
     except KeyboardInterrupt:
         raise Stopped("stopped; the same command with --resume goes on") from None
     loss = [row["eval_masked_loss"] for row in log if "eval_masked_loss" in row][-1]

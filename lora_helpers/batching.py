@@ -1,9 +1,6 @@
-"""Which rows share a batch: the order of training, the batches of pretraining and inference, the cost of padding.
-
-Everything here is a function of lengths or token ids, a seed and an epoch; no model, no data set.
+"""Which rows share a batch: the order of training, the batches of pretraining and inference, the cost of padding. All
+of it follows from lengths or token ids, a seed and an epoch.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -13,11 +10,9 @@ import numpy as np
 class LengthGroupedSampler:
     """Indices of one epoch, so that consecutive `batch_size` of them make a batch of rows of like length.
 
-    The order is a function of (seed, epoch) alone: rows are shuffled, cut into windows of 50 batches, sorted by
-    length inside each window, and the batches shuffled. Rows that fill no batch come last. With
-    `order="random"` it is the shuffle alone.
-
-    (The stock sampler draws its order from the global generator, so a run resumed in its second epoch gets another.)
+    A function of (seed, epoch) alone, where the stock sampler draws from the global generator, and a run resumed in its
+    second epoch would see another order. Rows are shuffled, cut into windows of 50 batches, sorted by length inside each,
+    and the batches shuffled; rows that fill no batch come last. With `order="random"` it is the shuffle alone.
     """
 
     window = 50  # batches; long enough for like lengths, short enough that batches differ from epoch to epoch
@@ -37,10 +32,8 @@ class LengthGroupedSampler:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(len(self.lengths))
         if self.order == "length-grouped":
-            size = self.batch_size * self.window
-            order = np.concatenate([
-                window[np.argsort(self.lengths[window], kind="stable")] for window in _cut(order, size)
-            ])  # fmt: skip
+            windows = _cut(order, self.batch_size * self.window)
+            order = np.concatenate([rows[np.argsort(self.lengths[rows], kind="stable")] for rows in windows])
             whole = len(order) // self.batch_size * self.batch_size
             batches = rng.permutation(order[:whole].reshape(-1, self.batch_size))
             order = np.concatenate([batches.ravel(), order[whole:]])
@@ -48,15 +41,9 @@ class LengthGroupedSampler:
 
 
 def batches_by_tokens(lengths: Sequence[int], budget: int, *, ties: np.ndarray | None = None) -> list[np.ndarray]:
-    """Rows sorted by length and cut into batches of about `budget` tokens, padding included.
+    """Index arrays <int64>[rows of the batch], shortest rows first, of at most `budget` tokens, padding included.
 
-    Args:
-        lengths: tokens of each row.
-        budget: tokens a batch; a longer row is a batch of its own.
-        ties: a permutation of the rows that decides among equal lengths; file order if None.
-
-    Returns:
-        Index arrays <int64>[rows of the batch], shortest rows first.
+    A longer row is a batch of its own. `ties`, a permutation of the rows, decides among equal lengths, else file order.
     """
     lengths = np.asarray(lengths)
     order = np.arange(len(lengths)) if ties is None else ties
@@ -76,36 +63,26 @@ def pad(rows: list[list[int]], pad_token_id: int) -> dict:
     """
     import torch
 
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad_token_id)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-    if all(len(row) == longest for row in rows):
-        return {"input_ids": ids}
     lengths = torch.tensor([len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": (torch.arange(longest) < lengths[:, None]).long()}
+    longest = int(lengths.max())
+    ids = torch.tensor([row + [pad_token_id] * (longest - len(row)) for row in rows])
+    real = torch.arange(longest) < lengths[:, None]
+    return {"input_ids": ids} | ({} if real.all() else {"attention_mask": real.long()})
 
 
-def padding_costs(lengths: Sequence[int], batch_size: int, *, seed: int = 0, block: int = 1000) -> dict[str, float]:
+def padding_costs(lengths: Sequence[int], batch_size: int, *, seed: int = 0) -> dict[str, float]:
     """Processed tokens over real tokens, under four policies of padding.
 
     `block`: blocks of 1,000 rows in the order given, each padded to its longest row (the course notebook did so, with
-    rows that it had cut at 512 tokens; here they are what `lengths` says);
-    `fixed`: every row at 128 tokens, longer ones cut; `random`: random batches, each padded to its longest;
-    `length-grouped`: batches of `LengthGroupedSampler`, each padded to its longest.
+    rows that it had cut at 512 tokens; here they are what `lengths` says); `fixed`: every row at 128 tokens, longer ones
+    cut; `random` and `length-grouped`: the batches of `LengthGroupedSampler`, each padded to its longest.
     """
     lengths = np.asarray(lengths)
-    orders = {
-        order: np.array(list(LengthGroupedSampler(lengths, batch_size, order=order, seed=seed)))
-        for order in ("random", "length-grouped")
-    }
-    processed = {
-        "block": _padded(lengths, block),
-        "fixed": 128 * len(lengths),
-        **{name: _padded(lengths[order], batch_size) for name, order in orders.items()},
-    }
-    real = {name: int(np.minimum(lengths, 128).sum() if name == "fixed" else lengths.sum()) for name in processed}
-    return {name: tokens / real[name] for name, tokens in processed.items()}
+    costs = {"block": _padded(lengths, 1000) / lengths.sum(), "fixed": 128 / np.minimum(lengths, 128).mean()}
+    for order in ("random", "length-grouped"):
+        rows = list(LengthGroupedSampler(lengths, batch_size, order=order, seed=seed))
+        costs[order] = _padded(lengths[rows], batch_size) / lengths.sum()
+    return {name: float(cost) for name, cost in costs.items()}
 
 
 def _padded(lengths: np.ndarray, size: int) -> int:

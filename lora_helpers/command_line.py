@@ -3,8 +3,6 @@
 Nothing here loads a library, so that help and a slip of the finger are answered at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -19,7 +17,6 @@ from .errors import CheckFailed, InputError, nearest
 from .field_checks import parse_field
 
 PROGRAM = "python -m lora_helpers"
-COMMANDS: dict[str, Command] = {}
 
 
 class Command(NamedTuple):
@@ -29,6 +26,9 @@ class Command(NamedTuple):
     example: str
     arguments: dict[str, dict]  # name or flag -> what argparse's `add_argument` takes
     defaults: Callable | None  # from what was typed to the configuration whose fields are options too
+
+
+COMMANDS: dict[str, Command] = {}
 
 
 def command(example: str, arguments: dict[str, dict], *, defaults: Callable | None = None) -> Callable:
@@ -45,20 +45,19 @@ def main(words: list[str] | None = None) -> int:
     """Carry out what was typed. The exit status is 1 for a failed check, 2 for bad input, 130 for an interrupt."""
     try:
         _call(*_parse(sys.argv[1:] if words is None else words))
-        return 0
     except InputError as error:
         return _say(f"error: {error}", 2)
     except CheckFailed as error:
         return _say(f"failed: {error}", 1)
     except BrokenPipeError:  # `… | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
-        return 0
     except OSError as error:
         place, reason = error.filename or "writing", error.strerror or error
         return _say(f"error: {place}: {reason}; check that it is there and may be read or written", 2)
     except KeyboardInterrupt as stop:
         first = os.environ.get("RANK", "0") == "0"  # of several processes, which all are stopped, one says so
         return _say(str(stop) or "stopped", 130) if first else 130
+    return 0
 
 
 def _call(function: Callable, values: dict) -> None:
@@ -100,12 +99,16 @@ def _parse(words: list[str]) -> tuple[Callable, dict]:
     """What to call, and with which arguments. Raises: SystemExit after --help and --version."""
     name, *rest = words or ["--help"]
     if name.startswith("-"):
-        _overview().parse([name])
+        summaries = (f"{name:10}{each.call.__doc__.partition('.')[0]}" for name, each in COMMANDS.items())
+        about = "Fine-tune RoBERTa on news with LoRA; evaluate, predict with and pass on what was trained."
+        parser = _Parser(prog=PROGRAM, usage=f"{PROGRAM} COMMAND …", description=about, epilog="\n".join(summaries))
+        parser.add_argument("--version", action="version", version=__version__)
+        parser.parse([name])
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
     call, example, arguments, defaults = COMMANDS[name]
-    prog, example = f"{PROGRAM} {name}", f"example: {PROGRAM} {name} {example}"
-    parser = _Parser(prog=prog, description=call.__doc__, epilog=example)
+    prog = f"{PROGRAM} {name}"
+    parser = _Parser(prog=prog, description=call.__doc__, epilog=f"example: {prog} {example}")
     for argument, details in arguments.items():
         parser.add_argument(argument, **details)
     if defaults:
@@ -126,13 +129,3 @@ def _add_fields(parser: _Parser, config) -> None:
                 "--" + row["field"].replace("_", "-"), metavar="X", default=argparse.SUPPRESS,
                 type=partial(parse_field, type(config), row["field"]), help=f"{row['help']} [{details}]".replace("%", "%%"),
             )  # fmt: skip
-
-
-def _overview() -> _Parser:
-    parser = _Parser(
-        prog=PROGRAM, usage=f"{PROGRAM} COMMAND …",
-        description="Fine-tune RoBERTa on news with LoRA; evaluate, predict with and pass on what was trained.",
-        epilog="\n".join(f"{name:10}{each.call.__doc__.partition('.')[0]}" for name, each in COMMANDS.items()),
-    )  # fmt: skip
-    parser.add_argument("--version", action="version", version=__version__)
-    return parser

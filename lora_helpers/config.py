@@ -1,6 +1,5 @@
-"""What a run is: one frozen, validated `RunConfig`, and the profiles that the project promises.
-
-Everything else takes a `RunConfig`; nothing here loads torch, so errors in a configuration cost no time.
+"""What a run is: one frozen, validated `RunConfig`, and the profiles that the project promises. Nothing here loads torch,
+so errors in a configuration cost no time.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ PINNED = {ROBERTA_BASE: ROBERTA_BASE_REVISION, MPNET_BASE: MPNET_BASE_REVISION, 
 LABELS = ("World", "Sports", "Business", "Sci/Tech")  # label 0-3; the CSV files say 1-4
 PRECISIONS = ("float32", "bfloat16", "int8")  # of prediction
 
-# Fields that change how a run is watched, not what it computes: a resumed run may differ in them.
-WATCHING_FIELDS = frozenset({"report_to", "eval_batch_size"})
+WATCHING_FIELDS = {"report_to", "eval_batch_size"}  # change nothing that is computed: a resumed run may differ in them
+SOURCES = {"base_model": "base_revision", "dataset": "dataset_revision"}  # what has a name, and its commit on the Hub
 
 _data, _model, _lora = partial(setting, "data"), partial(setting, "model"), partial(setting, "LoRA")
 _optimisation, _batches = partial(setting, "optimisation"), partial(setting, "batches and evaluation")
@@ -29,11 +28,7 @@ _optimisation, _batches = partial(setting, "optimisation"), partial(setting, "ba
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One fine-tuning run. The defaults are the published course recipe (profile `original`).
-
-    Raises:
-        InputError: with every violation at once, if a field has the wrong type or is out of range.
-    """
+    """One fine-tuning run; the defaults are the published course recipe. Raises: as `require_valid`."""
 
     profile: str = setting("profile", "original", "name", "the profile that this run started from")
 
@@ -57,7 +52,7 @@ class RunConfig:
     lora_rank: int = _lora(2, "rank", "r: rows of A, columns of B")
     lora_alpha: float = _lora(4.0, "positive", "the update is scaled by alpha / r")
     lora_dropout: float = _lora(0.05, "share", "of the input of A", "probability")
-    lora_targets: tuple[str, ...] = _lora(("query",), "name", "names of the linear layers that get an adapter")
+    lora_targets: tuple[str, ...] = _lora(("query",), "names", "names of the linear layers that get an adapter")
 
     max_steps: int = _optimisation(2400, "count", "length of the run", "optimizer steps")
     learning_rate: float = _optimisation(5e-5, "positive", "at its peak")
@@ -102,10 +97,9 @@ class RunConfig:
         unknown = [f"unknown field {name!r}{nearest(name, names)}" for name in changes if name not in names]
         if unknown:
             raise InputError("configuration: " + "; ".join(unknown))
-        for name, revision in (("base_model", "base_revision"), ("dataset", "dataset_revision")):
-            if name in changes and changes[name] != getattr(self, name):
-                pinned = PINNED.get(places.full_name(str(changes[name])))
-                changes.setdefault(revision, pinned)  # another source: the old commit does not apply
+        for name, revision in SOURCES.items():
+            if name in changes and changes[name] != getattr(self, name):  # the old commit does not apply
+                changes.setdefault(revision, PINNED.get(places.full_name(str(changes[name]))))
         return replace(self, **changes)
 
     def differences(self, its: dict) -> dict[str, tuple]:
@@ -116,11 +110,7 @@ class RunConfig:
 
 
 def get_profile(name: str, **changes) -> RunConfig:
-    """The profile called `name`, with `changes` to its fields.
-
-    Raises:
-        InputError: unknown profile (the nearest is named), unknown field, or a value that does not fit.
-    """
+    """The profile called `name`, with `changes` to its fields. Raises: InputError: no such profile or field, or a bad value."""
     if name not in PROFILES:
         hint = f" (it is called {RENAMED[name]!r} now)" if name in RENAMED else nearest(name, PROFILES)
         raise InputError(f"unknown profile {name!r}{hint}; there are {', '.join(PROFILES)}")
@@ -143,11 +133,9 @@ def _at_odds(config: RunConfig) -> list[str]:
     """Violations that take two fields to see."""
     problems = []
     if config.save_steps % config.eval_steps:
-        problems.append(
-            f"save_steps is {config.save_steps}, wanted a multiple of eval_steps ({config.eval_steps}),"
-            " so that a resumed run logs what an unbroken one logs"
-        )
-    for name, revision in (("base_model", "base_revision"), ("dataset", "dataset_revision")):
+        wanted = f"a multiple of eval_steps ({config.eval_steps}), so that a resumed run logs what an unbroken one logs"
+        problems.append(f"save_steps is {config.save_steps}, wanted {wanted}")
+    for name, revision in SOURCES.items():
         value = getattr(config, name)
         if value != BUNDLED and getattr(config, revision) is None and not is_folder_name(value):
             problems.append(f"{name} {value!r} is no folder here, and a Hub name needs {revision} (a commit)")

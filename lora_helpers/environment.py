@@ -3,8 +3,6 @@
 Nothing but the standard library is imported at the top, so that a missing package ends in a sentence.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import hashlib
@@ -15,8 +13,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from .config import AG_NEWS, PINNED, ROBERTA_BASE
 from .errors import InputError
 from .files.places import REPOSITORY
 
@@ -50,37 +50,29 @@ def environment() -> dict:
 
 
 def describe_code(repository: Path = REPOSITORY) -> dict:
-    """Which code computes: `commit`, `code_sha256`, and `code_committed`, whether the commit holds just that code.
-
-    Documents, figures and records do not count, which evidence itself rewrites. Without git, or for a copy unpacked
-    inside another repository, commit and `code_committed` are None.
+    """Which code computes: `commit`, `code_sha256`, and `code_committed`, whether the commit holds just that code, without
+    the documents, figures and records that evidence rewrites. Outside a repository of its own, the last is None as `commit`.
     """
-    digest = hashlib.sha256()
-    files = {path.relative_to(repository).as_posix(): path for path in (repository / CODE[0]).rglob("*.py")}
-    for name, path in [*sorted(files.items()), (CODE[1], repository / CODE[1])]:
-        if ".ipynb_checkpoints" not in name:  # Jupyter's copies, which git ignores
+    digest, package, requirements = hashlib.sha256(), *(repository / name for name in CODE)
+    for path in [*sorted(package.rglob("*.py"), key=Path.as_posix), requirements]:
+        if ".ipynb_checkpoints" not in path.parts:  # Jupyter's copies, which git ignores
             text = path.read_bytes().replace(b"\r\n", b"\n")  # the same on every system
-            digest.update(f"{name} {len(text)}\n".encode() + text)
+            digest.update(f"{path.relative_to(repository).as_posix()} {len(text)}\n".encode() + text)
     top = _git(repository, "rev-parse", "--show-toplevel")
-    ours = bool(top) and os.path.samefile(top, repository)
-    changes = _git(repository, "status", "--porcelain", "--", *CODE) if ours else None
-    return {
-        "commit": _git(repository, "rev-parse", "--verify", "HEAD") if ours else None,
-        "code_sha256": digest.hexdigest(),
-        "code_committed": None if changes is None else not changes,
-    }
+    commit = changes = None
+    if top and os.path.samefile(top, repository):
+        commit = _git(repository, "rev-parse", "--verify", "HEAD")
+        changes = _git(repository, "status", "--porcelain", "--", *CODE)
+    committed = None if changes is None else not changes
+    return {"commit": commit, "code_sha256": digest.hexdigest(), "code_committed": committed}
 
 
 def code_mark(environment: dict) -> str:
-    """What figures print of the code of a record: `code 1a2b3c4d5e`, with `, not committed` where that is so.
-
-    Records written before `code_sha256` was have the commit, and whether anything at all differed from it.
-    """
+    """What figures print of the code of a record: `code 1a2b3c4d5e`, with `, not committed` where that is so."""
     if "code_sha256" in environment:
         mark, changed = f"code {environment['code_sha256'][:10]}", environment["code_committed"] is False
-    else:
-        mark = f"commit {(environment['commit'] or 'unknown')[:10]}"
-        changed = environment.get("uncommitted_changes")
+    else:  # an older record: the commit, and whether anything at all differed from it
+        mark, changed = f"commit {(environment['commit'] or 'unknown')[:10]}", environment.get("uncommitted_changes")
     return f"{mark}, not committed" if changed else mark
 
 
@@ -101,8 +93,7 @@ def compare_with_pins() -> tuple[list[str], list[str]]:
 
 def require_packages() -> None:
     """Raises InputError, with the command that helps, where a package is missing or older than any that was tested."""
-    faults, _ = compare_with_pins()
-    if faults:
+    if faults := compare_with_pins()[0]:
         install = "%pip install" if "ipykernel" in sys.modules else f"{sys.executable} -m pip install"
         raise InputError(f"{'; '.join(faults)}; run: {install} -r requirements.txt")
 
@@ -120,19 +111,18 @@ def stamp() -> str:
 
 def choose_profile(wanted: str | None = None) -> tuple[str, str]:
     """The name of the profile that the notebook runs, and why: `wanted`, else the variable PROFILE, else what fits here."""
-    from .config import get_profile
     from .files.hub import is_at_hand
 
-    if wanted or os.environ.get("PROFILE"):
-        return wanted or os.environ["PROFILE"], "as the " + ("parameters say" if wanted else "variable PROFILE says")
+    if wanted:
+        return wanted, "as the parameters say"
+    if named := os.environ.get("PROFILE"):
+        return named, "as the variable PROFILE says"
     if best_device().type != "cuda":
         return "mini", "no GPU here, and it needs none"
-    config = get_profile("roberta-base")
-    sources = {"model": (config.base_model, config.base_revision), "dataset": (config.dataset, config.dataset_revision)}
-    for kind, (name, revision) in sources.items():
-        if not is_at_hand(name, revision, kind=kind):
+    for kind, name in (("model", ROBERTA_BASE), ("dataset", AG_NEWS)):
+        if not is_at_hand(name, PINNED[name], kind=kind):
             return "mini", f"there is a GPU, but {name} lies in no folder or cache, and the Hub does not answer at once"
-    return config.profile, "there is a GPU, and roberta-base and AG News are at hand"
+    return "roberta-base", "there is a GPU, and roberta-base and AG News are at hand"
 
 
 def best_device():
@@ -156,17 +146,17 @@ def peak_memory_mib() -> dict[str, float]:
     import torch
 
     peak = {"gpu": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}
-    try:
+    with suppress(ImportError):  # Windows
         import resource
-    except ImportError:  # Windows
-        return peak
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
-    return peak | {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return peak
 
 
 def watch_peak_memory(*, gpu: bool = False) -> Callable[[], float | None]:
-    """Let `peak_memory_mib` begin anew. What is returned gives the process's highest MiB since then, or None on a system
-    that cannot begin anew (anything but Linux); with `gpu` the GPU's, where there is one."""
+    """Let `peak_memory_mib` begin anew. What is returned gives the process's highest MiB since then, or None where that
+    cannot begin anew (anything but Linux); with `gpu` the GPU's, where there is one."""
     import torch
 
     gc.collect()
@@ -188,8 +178,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """`5.23.0+cpu` as (5, 23, 0)."""
+def _numbers(version: str) -> tuple[int, ...]:  # "5.23.0+cpu" as (5, 23, 0)
     return tuple(int(part) for part in version.partition("+")[0].split(".") if part.isdigit())
 
 

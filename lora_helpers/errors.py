@@ -1,7 +1,5 @@
 """The kinds of failure that a user sees as one line, and the hint at a misspelt name."""
 
-from __future__ import annotations
-
 import difflib
 
 

@@ -3,12 +3,11 @@
 `RunConfig` and `PretrainingConfig` are made of settings; the checks here, `--help` and the notebook's table read them.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import field, fields
+from types import NoneType
 from typing import Any
 
 from .errors import InputError
@@ -17,9 +16,10 @@ BATCH_ORDERS = ("random", "length-grouped")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 LARGEST = sys.float_info.max  # beyond it an int, which has no bound, is no float any more
 
-# What a field may take: in words, and as a test. NaN fails every comparison, so it fails here too.
+# What a field may take: in words, and as a test, which NaN fails as it fails every comparison.
 RANGES = {
     "name": ("a name", bool),
+    "names": ("one or more names", lambda value: all(isinstance(name, str) and name for name in value)),
     "flag": ("true or false", lambda value: value in (True, False)),
     "count": ("at least 1, below 2**31", lambda value: 1 <= value < 2**31),
     # Wider than any layer it stands beside, an update of low rank is neither; a slip of the finger would fill the memory.
@@ -39,46 +39,37 @@ RANGES = {
     ),
 }
 
-# The same for the annotated types, and how the command line's text is read; an empty name is none.
+# The same for the annotated types: in words, the types of a value, and how the command line's text is read.
 TYPES = {
-    "int": ("int", lambda value: isinstance(value, int) and not isinstance(value, bool), int),
-    "float": ("float", lambda value: isinstance(value, int | float) and not isinstance(value, bool), float),
-    "bool": ("bool", lambda value: isinstance(value, bool), lambda text: {"true": True, "false": False}[text.lower()]),
-    "str": ("a name", lambda value: isinstance(value, str) and value, str),
-    "str | None": (
-        "a name or nothing",
-        lambda value: value is None or (isinstance(value, str) and value),
-        lambda text: None if text.lower() == "none" else text,
-    ),
-    "tuple[str, ...]": (
-        "one or more names",
-        lambda value: isinstance(value, tuple) and value and all(isinstance(name, str) and name for name in value),
-        lambda text: tuple(name.strip() for name in text.split(",")),
-    ),
+    "int": ("int", int, int),
+    "float": ("float", (int, float), float),
+    "bool": ("bool", bool, lambda text: {"true": True, "false": False}[text.lower()]),
+    "str": ("a name", str, str),
+    "str | None": ("a name or nothing", (str, NoneType), lambda text: None if text.lower() == "none" else text),
+    "tuple[str, ...]": ("one or more names", tuple, lambda text: tuple(name.strip() for name in text.split(","))),
 }
 
 
 def setting(group: str, default, range: str, help: str, unit: str = ""):
-    """A dataclass field with all that is to be said about it: its heading in tables and `--help`, its default, the name
-    of its range in `RANGES`, its meaning and unit."""
+    """A dataclass field with all that is to be said about it; `group` is its heading, `range` a name in `RANGES`."""
     return field(default=default, metadata={"group": group, "range": RANGES[range], "help": help, "unit": unit})
 
 
 def require_valid(config, what: str, at_odds: Callable[[Any], list[str]]) -> None:
     """Check the type and range of every field and, if these hold, what takes two fields to see (`at_odds`).
 
-    Raises:
-        InputError: with every violation, behind `what` the configuration is called.
+    Raises: InputError: with every violation, behind `what` the configuration is called.
     """
     wrong_types, out_of_range = [], []
     for each in fields(config):
-        value = getattr(config, each.name)
-        for problems, (wanted, holds, *_) in ((wrong_types, TYPES[each.type]), (out_of_range, each.metadata["range"])):
-            if not holds(value):
-                problems.append(f"{each.name} is {shown(value)}, wanted {wanted}")
-                break
-    problems = wrong_types + out_of_range or at_odds(config)
-    if problems:
+        value, (type_in_words, types, _) = getattr(config, each.name), TYPES[each.type]
+        range_in_words, holds = each.metadata["range"]
+        # To Python True is an int; the empty name, and no name at all, are none.
+        if not isinstance(value, types) or isinstance(value, bool) != (types is bool) or value in ("", ()):
+            wrong_types.append(f"{each.name} is {shown(value)}, wanted {type_in_words}")
+        elif not holds(value):
+            out_of_range.append(f"{each.name} is {shown(value)}, wanted {range_in_words}")
+    if problems := wrong_types + out_of_range or at_odds(config):
         raise InputError(f"{what}: " + "; ".join(problems))
 
 
@@ -88,10 +79,8 @@ def shown(value) -> str:
 
 
 def parse_field(config: type, name: str, text: str):
-    """`text` from the command line as the type of field `name` of `config`; what does not parse is returned as it
-    is, so that the validation of the configuration reports it beside everything else that is wrong."""
-    read = TYPES[config.__annotations__[name]][2]
+    """`text` from the command line as the type of a field; as it is where it does not parse, for the validation to say."""
     try:
-        return read(text)
+        return TYPES[config.__annotations__[name]][2](text)
     except (ValueError, KeyError):
         return text

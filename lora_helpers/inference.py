@@ -1,7 +1,5 @@
-"""`Classifier`: a checkpoint that predicts, on a list of texts, on a file, in a stream.
-
-The adapter is merged into the base, rows are sorted by length inside a window and batched by tokens; results come
-back in the order of the input.
+"""`Classifier`: a checkpoint that predicts, on a list of texts or a file. The adapter is merged into the base; rows are
+sorted by length inside a window and batched by tokens, and come back in the order of the input.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from .config import LABELS, PRECISIONS
 from .errors import InputError, first_line
 from .evaluation import calibration, metric, to_digits
 from .field_checks import shown
-from .files.documents import Document, read_documents
+from .files.documents import read_documents
 from .model import longest_input
 from .records import read_evidence
 
@@ -43,10 +41,8 @@ LARGE_FILE = 20_000  # documents; on two cores the bundled base labels them in a
 
 
 class Classifier:
-    """A sequence classifier with merged adapter, in evaluation mode.
-
-    Make one with `Classifier.from_checkpoint`. It can be pickled, and used by several threads or after a fork.
-    """
+    """A sequence classifier with merged adapter, in evaluation mode, made by `from_checkpoint`. It can be pickled, and used
+    by several threads or after a fork."""
 
     def __init__(
         self, model, tokenizer, *, max_length: int, verification: Verification | None = None,
@@ -70,7 +66,7 @@ class Classifier:
             precision: float32 is exact; int8 is faster on a CPU, bfloat16 where the processor computes it.
             device: as torch calls it; the best there is if None.
 
-        Raises: as `checkpoints.verify_checkpoint`; InputError for a `max_length`, `precision` or `device` that cannot be.
+        Raises: as `load_checkpoint`; InputError for a `max_length`, `precision` or `device` that cannot be.
         """
         if max_length is not None and max_length < 3:
             raise InputError(f"max_length is {max_length}, wanted 3 or more: <s>, one token of text, </s>")
@@ -83,13 +79,10 @@ class Classifier:
             return cls(model.merge_and_unload(), tokenizer, max_length=max_length, **its)
 
     def predict(self, texts: Sequence[str], *, probabilities: bool = False) -> pd.DataFrame:
-        """One row a text, in order: text, label (int, 0-3), name, confidence (probability of the label).
+        """One row a text, in order: text, label (int, 0-3), name, confidence; with `probabilities` one column a class.
 
-        With `probabilities` there is a column a class besides. Any string is a text, the empty one too. Half of a
-        surrogate pair, which UTF-8 cannot hold, is read and shown as `?`, and one notice says in how many texts.
-
-        Raises:
-            InputError: `texts` is no list of strings; the first item that is no string is named.
+        Any string is a text, the empty one too. Half of a surrogate pair, which UTF-8 cannot hold, is read and shown as
+        `?`, and one notice says in how many texts. Raises: InputError: `texts` is no list of strings.
         """
         import pandas as pd
 
@@ -97,7 +90,7 @@ class Classifier:
 
     def predict_columns(self, texts: Sequence[str], *, probabilities: bool = False) -> dict[str, list]:
         """The columns of `predict` as lists: pandas, which an answer at the prompt would wait for, is not loaded."""
-        texts = list(_readable(_require_texts(texts)))
+        texts = list(_readable(texts))
         found = self._classify_all(texts)
         label = found.argmax(axis=1).tolist()
         names, confidence = [LABELS[i] for i in label], found.max(axis=1).tolist()
@@ -106,23 +99,17 @@ class Classifier:
 
     def predict_probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Class probabilities <float32>[len(texts), 4], rows in the order of `texts`."""
-        return self._classify_all(_readable(_require_texts(texts)))
+        return self._classify_all(_readable(texts))
 
     def predict_file(
         self, source: Path | str, target: Path | str, *, probabilities: bool = False, progress: bool = True,
         text_columns: Sequence[str] | None = None, id_column: str | None = None,
     ) -> int:  # fmt: skip
-        """Label every document of `source` and write `target`, a CSV file `ID,Label` (ID from 0, label 0-3, file order).
+        """Label every document of `source` and write `target`, a CSV file `ID,Label` (ID from 0, label 0-3, file order);
+        with `probabilities` LabelName and one column a class too. Returns the number of documents.
 
         All or nothing: one row that cannot be read refuses the file and is named, for a gap or a guess would give
         every row after it another's label. An error or an interrupt (Ctrl-C) leaves no file behind.
-
-        Args:
-            probabilities: add LabelName and one column a class.
-            progress: show a bar where somebody can see it, in a terminal or a notebook.
-            text_columns, id_column: names of the columns to read, as `read_documents` takes them.
-
-        Returns: the number of documents.
 
         Raises: InputError: `target` exists, is no CSV name or cannot be written, or a row of `source` cannot be read.
         """
@@ -138,7 +125,9 @@ class Classifier:
             with stream, _progress_bar(total, wanted=progress) as bar:
                 writer = csv.writer(stream, lineterminator="\n")
                 writer.writerow(["ID", "Label"] + (["LabelName", *LABELS] if probabilities else []))
-                for row, document in self._classify_documents(read(), bar.update):
+                documents, again = tee(read())
+                rows = self._classify_in_windows(_readable(document.text for document in again), bar.update)
+                for row, document in zip(rows, documents, strict=True):
                     label = int(row.argmax())
                     extra = [LABELS[label], *(f"{p:.6f}" for p in row)] if probabilities else []
                     writer.writerow([document.id, label, *extra])
@@ -150,17 +139,16 @@ class Classifier:
             unfinished.unlink(missing_ok=True)
         return total
 
-    def _classify_documents(self, documents: Iterable[Document], advance) -> Iterator[tuple[np.ndarray, Document]]:
-        """Each document behind its probabilities <float32>[4]."""
-        documents, again = tee(documents)
-        for window in _windows(_readable(document.text for document in again)):
-            yield from zip(self._classify(window, advance), documents, strict=False)  # rows first: they end the window
-
     def _classify_all(self, texts: Iterable[str]) -> np.ndarray:
-        windows = [self._classify(window) for window in _windows(texts)]
-        return np.concatenate(windows) if windows else np.empty((0, len(LABELS)), dtype=np.float32)
+        return np.fromiter(self._classify_in_windows(texts), dtype=(np.float32, len(LABELS)))
 
-    def _classify(self, texts: list[str], advance: Callable[[int], object] = lambda rows: None) -> np.ndarray:
+    def _classify_in_windows(self, texts: Iterable[str], advance=lambda rows: None) -> Iterator[np.ndarray]:
+        """Probabilities <float32>[4] of each text, computed a `WINDOW` at a time."""
+        stream = iter(texts)
+        while window := list(islice(stream, WINDOW)):
+            yield from self._classify(window, advance)
+
+    def _classify(self, texts: list[str], advance: Callable[[int], object]) -> np.ndarray:
         """Probabilities <float32>[len(texts), 4] of one window; `advance` hears how many rows each batch had."""
         import torch
 
@@ -186,25 +174,15 @@ def evaluate_classifier(classifier: Classifier, rows: Dataset) -> dict:
     return result | {"calibration": calibration(probabilities, references), "predictions": to_digits(predictions)}
 
 
-def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    stream = iter(texts)
-    while window := list(islice(stream, WINDOW)):
-        yield window
+def _readable(texts: Iterable[str]) -> Iterator[str]:
+    """The texts as UTF-8 can hold them, a lone surrogate as `?`, each looked at once; at their end one notice of those.
 
-
-def _require_texts(texts) -> Iterable:
-    """`texts` as something to walk through; a string is one text. A table or dict would give its column names."""
-    if isinstance(texts, str):
-        return [texts]
+    A string is one text. Of a table or dict the column names would be read, of bytes the numbers: they are refused.
+    """
     if not np.iterable(texts) or isinstance(texts, (bytes, Mapping, Set)) or hasattr(texts, "columns"):
         raise InputError(f"texts: found {type(texts).__name__}, wanted a list of strings; of a table, give one column")
-    return texts
-
-
-def _readable(texts: Iterable[str]) -> Iterator[str]:
-    """The texts as UTF-8 can hold them, a lone surrogate as `?`, each looked at once; at their end one notice of those."""
     changed = []
-    for index, text in enumerate(texts):
+    for index, text in enumerate([texts] if isinstance(texts, str) else texts):
         if not isinstance(text, str):
             kind = type(text).__name__
             raise InputError(f"text {index} is {shown(text):.40} ({kind}), wanted a string; drop or convert it")
@@ -227,9 +205,8 @@ def _progress_bar(documents: int, *, wanted: bool):
     """A bar on stderr if it is a terminal, so that no log is filled; in a notebook on stdout."""
     from tqdm import tqdm
 
-    silent = not wanted or (False if in_notebook() else None)  # None: where no terminal is
-    file = sys.stdout if in_notebook() else sys.stderr
-    return tqdm(total=documents, desc="predict", unit=" documents", file=file, disable=silent)
+    shown = {"file": sys.stdout, "disable": False} if in_notebook() else {"file": sys.stderr, "disable": None}
+    return tqdm(total=documents, desc="predict", unit=" documents", **shown if wanted else {"disable": True})
 
 
 def _require_new_csv(target: Path) -> None:
@@ -238,10 +215,10 @@ def _require_new_csv(target: Path) -> None:
     try:
         target.lstat()  # a link is there even if what it points to is not
     except FileNotFoundError:
-        if not target.parent.is_dir():
-            raise InputError(f"{target.parent}: no such folder; make it first") from None
+        if target.parent.is_dir():
+            return
+        raise InputError(f"{target.parent}: no such folder; make it first") from None
     except (OSError, ValueError) as error:  # ValueError: no file system takes this name
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{target}: cannot be written ({reason}); name another file") from error
-    else:
-        raise InputError(f"{target}: exists already; name another file, or remove it first")
+    raise InputError(f"{target}: exists already; name another file, or remove it first")

@@ -3,8 +3,6 @@
 With a single process nothing here does anything. `training` and the command line ask.
 """
 
-from __future__ import annotations
-
 
 def this_process():
     """accelerate's `PartialState`: which process this is, of how many, and where they wait for each other."""

@@ -3,10 +3,7 @@
 Training and evaluation write it; figures, README and model cards are drawn from it, without model or data.
 """
 
-from __future__ import annotations
-
 import json
-import time
 from pathlib import Path
 
 from .config import PROFILES
@@ -28,34 +25,27 @@ class RunRecord(dict):
     """A run record that shows itself in three lines, and not in the four hundred that it has."""
 
     def __repr__(self) -> str:
-        last, best = validation_rows(self)[-1], self["best_saved_step"]
-        lines = [
-            f"{self['profile']}: {last['step']:,} steps in {self['timing']['seconds']:,.0f} s",
-            f"validation accuracy {last['eval_accuracy']:.4f}; of the saved checkpoints step {best:,} is best,"
-            f" {self['checkpoints'][str(best)]['validation_accuracy']:.4f}",
-        ]
+        last, best, shown = validation_rows(self)[-1], self["best_saved_step"], "not measured yet"
+        its = self["checkpoints"][str(best)]["validation_accuracy"]
         if test := self.get("test"):
             low, high = test["interval"]
             shown = f"{test['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, {test['examples']:,} rows)"
-        return "\n".join([*lines, f"test accuracy {shown if test else 'not measured yet'}"])
+        return (
+            f"{self['profile']}: {last['step']:,} steps in {self['timing']['seconds']:,.0f} s\n"
+            f"validation accuracy {last['eval_accuracy']:.4f}; of the saved checkpoints step {best:,} is best, {its:.4f}\n"
+            f"test accuracy {shown}"
+        )
 
 
 def write_record(run_dir: Path, record: dict) -> Path:
-    """Write `run.json`; keys missing from the schema are an error of the caller."""
-    missing = [key for key in REQUIRED if key not in record]
-    if missing:
-        raise KeyError(f"run record lacks {', '.join(missing)}")
+    """Write `run.json`."""
     path = Path(run_dir) / RECORD
     write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
 def read_record(run_dir: Path | str) -> RunRecord:
-    """The record of a run folder.
-
-    Raises:
-        InputError: no record there, not JSON, or of another schema.
-    """
+    """The record of a run folder. Raises: InputError: none there, not JSON, or of another schema."""
     path = Path(run_dir) / RECORD
     if not path.is_file():
         raise InputError(f"{run_dir}: no {RECORD}; wanted the folder of a finished run, e.g. checkpoints/mini-agnews")
@@ -96,22 +86,3 @@ def write_evidence(part: str, result: dict) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     with FileLock(RUNS / "evidence.lock"):
         write_atomically(EVIDENCE, json.dumps(read_evidence() | {part: result}, indent=1) + "\n")
-
-
-class Clock:
-    """Seconds of a run, those before it was resumed included."""
-
-    def __init__(self, began: float, before: float):
-        self.began, self.before = began, before
-
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return self.before + time.monotonic() - self.began
-
-
-def count_lengths(lengths) -> dict[str, int]:
-    """Examples by length in tokens."""
-    import numpy as np
-
-    tokens, counts = np.unique(lengths, return_counts=True)
-    return {str(t): int(c) for t, c in zip(tokens, counts, strict=True)}

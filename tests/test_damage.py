@@ -37,8 +37,7 @@ DAMAGES = [
 
 def find_start(run_dir: Path, resume_from: Path | None = None) -> Path | None:
     """The checkpoint that `resume_from`, or else the newest of `run_dir`, goes on from."""
-    start = find(run_dir, Beginning(resume=resume_from is None, resume_from=resume_from))
-    return start and start.path
+    return find(run_dir, Beginning(resume=resume_from is None, resume_from=resume_from))
 
 
 @pytest.fixture(scope="module")

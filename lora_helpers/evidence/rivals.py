@@ -25,8 +25,8 @@ from ..evaluation import to_digits
 from ..files.hub import base_files
 from ..files.manifests import write_atomically
 from ..files.places import RUNS
-from ..training.arguments import Plan, make_arguments
 from ..training.run import train
+from ..training.trainer import Plan, make_arguments
 from .baselines import rows_in_batches
 from .study import compare_arms
 

@@ -47,13 +47,13 @@ def run_study(
 
 def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
     """Mean, standard deviation (n - 1) and the mean difference (first arm minus this one, seed by seed) with its 95 %
-    interval: Student's t on the paired differences. `accuracies`: one value a seed, in the same order for each arm.
+    interval: Student's t on the paired differences. `accuracies`: one value a seed, the same seeds first in each arm.
     """
     compared, reference = {}, next(iter(accuracies))
     for arm, values in accuracies.items():
         compared[arm] = {"validation_accuracy": list(values)} | _mean_and_std(values)
         if arm != reference:
-            mean, std = _mean_and_std(np.subtract(accuracies[reference], values)).values()
+            mean, std = _mean_and_std(np.subtract(accuracies[reference][: len(values)], values)).values()
             reach = float(t.ppf(0.975, len(values) - 1) * std / len(values) ** 0.5)
             compared[arm] |= {"difference": mean, "interval": [mean - reach, mean + reach]}
     return compared

@@ -3,8 +3,6 @@
 `run.train` does its work inside `failures_in_one_sentence`.
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +20,8 @@ from .resuming import Beginning
 
 @contextmanager
 def failures_in_one_sentence(config: RunConfig, output_dir: Path, beginning: Beginning) -> Iterator[None]:
-    """Turn whatever loading, tokenising, building, training or writing raises into a sentence that says how to go on.
-
-    `Stopped` by the user, `CheckFailed` for damage or a loss that is not finite, else `InputError`. Of several
-    processes, what all meet is said by the one that leads, what one alone meets by that one.
-    """
+    """Turn whatever stops a run into a sentence: `Stopped` by the user, `CheckFailed` for damage or a loss that is not
+    finite, else `InputError`. Of several processes the one that leads says what all meet, else the one that meets it."""
     import torch
 
     try:
@@ -59,10 +54,9 @@ def _of_all(error: InputError | CheckFailed) -> BaseException:
 def _way_on(config: RunConfig, output_dir: Path, beginning: Beginning) -> str:
     """The last whole checkpoint, and how the run goes on from it, at the prompt and in a notebook."""
     last = list_checkpoints(output_dir)[-1:]
-    origins = {} if last else {"resume_from": beginning.resume_from, "warm_start": beginning.warm_start}
-    start = {name: str(path) for name, path in origins.items() if path} or {"resume": True}
-    if beginning.allow_other_data and not last:
-        start["allow_other_data"] = True
+    said = {} if last else {name: value for name, value in vars(beginning).items() if value}
+    start = {} if said.keys() & {"resume_from", "warm_start"} else {"resume": True}
+    start |= {name: value if value is True else str(value) for name, value in said.items()}
     sentences = [f"last whole checkpoint: {last[0].name if last else 'none'}"]
     if config.profile in PROFILES:
         sentences.append(f"to go on: {_command(config, {'output_dir': str(output_dir)} | start)}")

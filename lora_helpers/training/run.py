@@ -3,15 +3,13 @@
 What is ours around the Trainer: the order of batches (a sampler), whole checkpoints (a callback) and the record.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from itertools import count
 from pathlib import Path
 
 from .. import records
@@ -22,7 +20,7 @@ from ..data import Splits, load_ag_news, tokenize
 from ..environment import environment, peak_memory_mib
 from ..errors import InputError
 from ..files.hub import base_identity
-from ..files.manifests import hash_file
+from ..files.manifests import hash_file, read_manifest
 from ..files.places import RUNS, relative_to_repository
 from ..model import build_model, count_parameters, longest_input, lora_norms, shape_of
 from ..processes import leads, this_process
@@ -33,18 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: RunConfig,
-    output_dir: Path | str,
-    *,
-    resume: bool = False,
-    resume_from: Path | str | None = None,
-    warm_start: Path | str | None = None,
-    allow_other_data: bool = False,
-) -> records.RunRecord:
+    config: RunConfig, output_dir: Path | str, *, resume: bool = False, resume_from: Path | str | None = None,
+    warm_start: Path | str | None = None, allow_other_data: bool = False,
+) -> records.RunRecord:  # fmt: skip
     """Fine-tune as `config` says; checkpoints and `run.json`, the record that is returned, go into `output_dir`.
 
-    Computed on a CUDA device, else on the CPU: no checkpoint holds the random state of Apple's GPU, so a run with
-    dropout would not resume exactly there. With label smoothing the validation loss is smoothed too.
+    On a CUDA device, else the CPU: no checkpoint holds the random state of Apple's GPU, so none would resume exactly.
 
     Args:
         resume: continue the newest whole checkpoint of `output_dir`, or begin at step 0 if it holds none.
@@ -54,11 +46,11 @@ def train(
 
     Raises: as `failures_in_one_sentence`.
     """
-    from .arguments import restored_precision
+    from .trainer import restored_precision
 
-    output_dir = Path(output_dir)
-    paths = {"resume_from": resume_from and Path(resume_from), "warm_start": warm_start and Path(warm_start)}
-    beginning = Beginning(resume=resume, allow_other_data=allow_other_data, **paths)
+    output_dir, resume_from, warm_start = (path and Path(path) for path in (output_dir, resume_from, warm_start))
+    origins = {"resume_from": resume_from, "warm_start": warm_start}
+    beginning = Beginning(resume=resume, allow_other_data=allow_other_data, **origins)
     if not leads():
         logging.getLogger("lora_helpers").setLevel(logging.ERROR)
     with (
@@ -73,17 +65,14 @@ def next_run_dir(profile: str, runs: Path = RUNS) -> Path:
     """Make the next free `runs/PROFILE-N`; all processes of a run get the same one, two runs never do."""
     from accelerate.utils import broadcast_object_list
 
-    return Path(broadcast_object_list([str(_make_next(profile, runs)) if leads() else None])[0])
-
-
-def _make_next(profile: str, runs: Path) -> Path:
-    runs.mkdir(parents=True, exist_ok=True)
-    numbers = [path.name.removeprefix(f"{profile}-") for path in runs.glob(f"{profile}-*")]
-    taken = [int(number) for number in numbers if number.isdigit()]  # mini-agnews-3 is no run of mini
-    for number in count(max(taken, default=0) + 1):
+    made = []
+    while leads() and not made:
+        names = [path.name.removeprefix(f"{profile}-") for path in runs.glob(f"{profile}-*")]
+        number = max((int(name) for name in names if name.isdigit()), default=0) + 1  # mini-agnews-3 is no run of mini
         with suppress(FileExistsError):  # another run took it meanwhile
-            (runs / f"{profile}-{number}").mkdir()
-            return runs / f"{profile}-{number}"
+            (runs / f"{profile}-{number}").mkdir(parents=True)
+            made = [runs / f"{profile}-{number}"]
+    return broadcast_object_list(made or [None])[0]
 
 
 @contextmanager
@@ -91,20 +80,19 @@ def _claimed(output_dir: Path, *, resume: bool) -> Iterator[None]:
     """A run's folder, locked; if nothing comes to lie in it, it is removed again."""
     from filelock import FileLock, Timeout
 
-    if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
-        raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue its run")
     output_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output_dir / ".lock", timeout=0)
+    if not resume and any(output_dir.iterdir()):
+        raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue its run")
     try:
-        lock.acquire()
+        lock = FileLock(output_dir / ".lock").acquire(timeout=0)
     except Timeout:
         raise InputError(f"{output_dir}: another process is training there; wait, or give another folder") from None
-    try:
-        yield
-    finally:
-        if {path.name for path in output_dir.iterdir()} <= {".lock"}:
-            shutil.rmtree(output_dir, ignore_errors=True)
-        lock.release()
+    with lock:
+        try:
+            yield
+        finally:
+            if {path.name for path in output_dir.iterdir()} <= {".lock"}:
+                shutil.rmtree(output_dir, ignore_errors=True)
 
 
 def _train(config: RunConfig, output_dir: Path, beginning: Beginning) -> records.RunRecord:
@@ -112,24 +100,23 @@ def _train(config: RunConfig, output_dir: Path, beginning: Beginning) -> records
 
     began = time.monotonic()
     start, splits = find_start(output_dir, beginning), load_ag_news(config)
-    finished = start is not None and step_of(start.path) == config.max_steps
+    finished = start is not None and step_of(start) == config.max_steps
     if start:
         require_same_run(start, config, splits, allow_other_data=beginning.allow_other_data)
-    if finished and start.path.parent == output_dir.resolve() and (output_dir / records.RECORD).is_file():
+    if finished and start.parent == output_dir.resolve() and (output_dir / records.RECORD).is_file():
         return records.read_record(output_dir)
-    clock = records.Clock(began, before=start.manifest["seconds"] if start else 0.0)
-    plan = _make_plan(config, output_dir, splits=splits, clock=clock)
+    plan = _make_plan(config, output_dir, splits, began - (read_manifest(start)["seconds"] if start else 0.0))
     if start:
         plan.details.update(describe_resumption(start, plan.details))
-        logger.info("resuming %s at step %d", relative_to_repository(start.path), step_of(start.path))
+        logger.info("resuming %s at step %d", relative_to_repository(start), step_of(start))
     if beginning.warm_start:
         plan.details.update(take_weights(plan.model, beginning.warm_start))
     trainer = make_trainer(plan)
     if finished:
-        restore_finished(trainer, start.path, output_dir)
+        restore_finished(trainer, start, output_dir)
     else:
         try:
-            trainer.train(resume_from_checkpoint=str(start.path) if start else None)
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
         finally:
             trainer.run.bar.close()  # what is said next, an error perhaps, begins a new line
     record = records.RunRecord(plan.details | _make_record(plan, trainer))
@@ -139,53 +126,52 @@ def _train(config: RunConfig, output_dir: Path, beginning: Beginning) -> records
     return record
 
 
-def _make_plan(config: RunConfig, output_dir: Path, *, splits: Splits, clock: records.Clock):
+def _make_plan(config: RunConfig, output_dir: Path, splits: Splits, began: float):
     """The `Plan` of a run: the model, its rows, and what is kept of configuration, base, data and machine."""
     import torch
 
-    from .arguments import Plan, choose_arithmetic
+    from .trainer import Plan, choose_arithmetic
 
     # Without CUDA training keeps to the CPU, whatever other device there is.
     device = {} if torch.cuda.is_available() else {"device": f"CPU, {torch.get_num_threads()} threads"}
     model, tokenizer = build_model(config)
     if config.max_length > (longest := longest_input(model)):
         raise InputError(f"max_length is {config.max_length}, but {config.base_model} has {longest} positions")
-    rows = {"train": splits.train, "validation": splits.validation}
-    lengths = {name: len(each) for name, each in rows.items()}
+    train, validation = (tokenize(rows, tokenizer, config.max_length) for rows in (splits.train, splits.validation))
+    rows = {"train": len(train), "validation": len(validation)}
     details = {
         "config": config.portable().to_dict(),
         "base": base_identity(config.base_model, config.base_revision),
-        "data": {"source": splits.source, "rows": lengths, "sha256": splits.fingerprints()},
+        "data": {"source": splits.source, "rows": rows, "sha256": splits.fingerprints()},
         "environment": environment() | device,
         "arithmetic": choose_arithmetic(config, model),
         "world_size": this_process().num_processes,
     }
-    encoded = {f"{name}_rows": tokenize(each, tokenizer, config.max_length) for name, each in rows.items()}
-    parts = {"model": model, "tokenizer": tokenizer, **encoded, "details": details, "clock": clock}
-    return Plan(config=config, output_dir=output_dir, **parts)
+    return Plan(
+        config=config, output_dir=output_dir, model=model, tokenizer=tokenizer,
+        train_rows=train, validation_rows=validation, details=details, began=began,
+    )  # fmt: skip
 
 
 def _make_record(plan, trainer) -> dict:
-    lengths = trainer.sampler.lengths
-    checkpoints = list_checkpoints(plan.output_dir)
+    lengths, checkpoints = trainer.sampler.lengths, {step_of(c): c for c in list_checkpoints(plan.output_dir)}
     log = [row for row in trainer.state.log_history if "loss" in row or "eval_loss" in row]
-    accuracy = {row["step"]: row["eval_accuracy"] for row in log if "eval_accuracy" in row}
-    saved = {step_of(c): accuracy.get(step_of(c)) for c in checkpoints}
+    accuracy = {row["step"]: row["eval_accuracy"] for row in log if "eval_accuracy" in row}  # of every saved step too
     return {
         "schema": records.SCHEMA,
         "profile": plan.config.profile,
-        "adapter_config": json.loads((checkpoints[-1] / ADAPTER_CONFIG).read_text()),
+        "adapter_config": json.loads((checkpoints[max(checkpoints)] / ADAPTER_CONFIG).read_text()),
         "parameters": count_parameters(trainer.model),
         "shape": shape_of(trainer.model),
         "log": log,
         "checkpoints": {
-            str(step_of(c)): {"validation_accuracy": saved[step_of(c)], "adapter_sha256": hash_file(c / WEIGHTS)}
-            for c in checkpoints
+            str(step): {"validation_accuracy": accuracy[step], "adapter_sha256": hash_file(folder / WEIGHTS)}
+            for step, folder in checkpoints.items()
         },
-        "best_saved_step": max(saved, key=lambda step: (saved[step] or 0.0, -step)),
-        "best_evaluated_step": max(accuracy, key=lambda step: (accuracy[step], -step)),
-        "lengths": records.count_lengths(lengths),
+        "best_saved_step": max(checkpoints, key=accuracy.get),
+        "best_evaluated_step": max(accuracy, key=accuracy.get),
+        "lengths": {str(tokens): rows for tokens, rows in sorted(Counter(lengths.tolist()).items())},
         "padding": padding_costs(lengths, plan.config.batch_size, seed=plan.config.seed),
         "lora_norms": lora_norms(trainer.model),
-        "timing": {"seconds": plan.clock.seconds(), "peak_memory_mib": peak_memory_mib()},
+        "timing": {"seconds": plan.seconds(), "peak_memory_mib": peak_memory_mib()},
     }
