@@ -78,9 +78,11 @@ def draw_accuracy(record: dict) -> Figure:
     saved = [(int(s), c["validation_accuracy"]) for s, c in record["checkpoints"].items() if c["validation_accuracy"]]
     axes.plot(*zip(*saved, strict=True), ls="", marker="s", ms=8, mfc="none", color=ORANGE, label="saved checkpoint")
     linear = evidence.get("baselines", {}).get(record["profile"], {}).get("chosen", {})
-    alone = evidence.get("head-only", {}) if record["profile"] == "mini-agnews" else {}
-    for label, found, style in (("linear model", linear, "--"), ("head alone", alone, ":")):
-        if value := found.get("validation_accuracy"):
+    lines, rivals = {"linear model": linear.get("validation_accuracy")}, evidence.get("rivals", {})
+    if rivals.get("profile") == record["profile"]:
+        lines |= {arm: found["mean"] for arm, found in rivals["arms"].items() if arm != "LoRA"}
+    for (label, value), style in zip(lines.items(), ("--", ":", "-."), strict=False):
+        if value:
             axes.axhline(value, color=GREY, ls=style, label=f"{label}: {value:.3f}")
     axes.set(xlabel="optimizer step", ylabel="share of rows right", title=f"Validation accuracy: {_name_data(record)}")
     axes.set_ylim(min(0.7, *accuracy), 1)

@@ -84,16 +84,19 @@ def test_the_training_loss_is_called_what_it_is(record):
     assert "training, mean since last point" in shown and "Loss: AG News" in shown
 
 
+RIVALS = {"head alone": {"mean": 0.8765}, "full fine-tuning": {"mean": 0.9321}}
+
+
 def test_accuracies_of_runs_share_an_axis_and_stand_beside_simpler_models_of_the_same_rows(record, monkeypatch):
     curves = [{"curve": [[100, low], [2400, 0.90]]} for low in (0.80, 0.84)]
     evidence = {
         "mini-agnews-seeds": {"runs": curves},
         "baselines": {"mini-agnews": {"chosen": {"validation_accuracy": 0.9123}}, "mini": {}},
-        "head-only": {"validation_accuracy": 0.8765},
+        "rivals": {"profile": "mini-agnews", "arms": {"LoRA": {"mean": 0.9}} | RIVALS},
     }
     monkeypatch.setattr(figures, "read_evidence", lambda: evidence)
     figure = figures.draw_accuracy(record)
-    references = {"linear model: 0.912", "head alone: 0.876", "range of 2 seeds"}
+    references = {"linear model: 0.912", "head alone: 0.876", "full fine-tuning: 0.932", "range of 2 seeds"}
     assert references <= set(words(figure))
     band = figure.axes[0].collections[0].get_paths()[0].get_extents()
     assert (band.y0, band.y1) == (0.80, 0.90)

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..architecture import draw_roberta_base
-from ..checkpoints import list_checkpoints
+from ..checkpoints import list_checkpoints, load_checkpoint
 from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
 from ..data import load_split
 from ..environment import code_mark, environment
@@ -25,6 +25,7 @@ from ..figures import draw_figures, save
 from ..files.manifests import read_manifest, seal
 from ..files.places import CHECKPOINTS, REPOSITORY, RUNS
 from ..inference import Classifier, evaluate_classifier
+from ..model import lora_norms
 from ..records import committed_runs, read_evidence, read_record, write_evidence, write_record
 from ..training.run import train
 from .baselines import measure_baselines
@@ -73,11 +74,12 @@ def rerun_profile(profile: str) -> None:
 
 
 def score_again() -> None:
-    """The last checkpoint of every committed run on its test split, anew: what scoring has learnt since needs no training."""
+    """The last checkpoint of every committed run measured anew, which needs no training: on its test split, and its norms."""
     mark = code_mark(environment())
     for run in committed_runs():
         record = read_record(run)
         record["test"] = score_on_test(get_profile(run.name), run) | {"code": mark}
+        record["lora_norms"] = lora_norms(load_checkpoint(list_checkpoints(run)[-1])[0])
         write_record(run, record)
 
 
@@ -148,9 +150,8 @@ PARTS = {
     "mini-agnews-seeds": partial(repeat_seeds, "mini-agnews"),
     "mpnet-rates": choose_rate,
     "ablations": partial(run_study, "ablations", "mini-agnews", ABLATIONS, **AT_THE_END),
-    # Controls: a permutation of the labels a seed; alpha / r as good as 0, so the head alone; a base of random weights.
+    # Controls: a permutation of the labels a seed; a base of random weights.
     "shuffled-labels": partial(repeat_seeds, "mini", shuffled_labels=True),
-    "head-only": lambda: train_once(get_profile("mini-agnews", lora_alpha=1e-9), "mini-agnews-head-only"),
     "random-base": lambda: train_once(get_profile("mini-agnews", random_base=True), "mini-agnews-random-base"),
     "baselines": measure_baselines,
     "rivals": measure_rivals,

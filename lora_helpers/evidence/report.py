@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 
 from ..config import BUNDLED, PROFILES, get_profile
 from ..errors import CheckFailed
@@ -29,6 +30,7 @@ FORMS: dict[str, Callable] = {
     "millions": lambda count: f"{count / 1e6:,.1f}",  # also bytes as MB
     "days": lambda rate: f"{1e9 / rate / 86400:.0f}",  # for 10^9 rows, of which there are `rate` a second
 }
+COSTS = "weights of a checkpoint, MB", "minutes on one core"
 # Not measured by this project: model, test accuracy, interval, seeds, trained parameters, labelled rows. README has the sources.
 PUBLISHED = (
     ("*published:* roberta-base, LoRA at rank 1 on query and value ¹", "0.9337", "", "", "630,532", "120,000"),
@@ -120,7 +122,9 @@ def make_results(records: dict) -> Iterable[tuple[str, ...]]:
     for bundled, title in ((True, "bundled corpus"), (False, "AG News")):
         profiles = [name for name in PROFILES if (get_profile(name).dataset == BUNDLED) == bundled]
         yield (f"**{title}**, {make_text(records, f'{profiles[0]}.test.examples')} test rows",)
-        yield from (_describe_run(name, records) for name in profiles)
+        for name in profiles:
+            yield _describe_run(name, records)
+            yield from _describe_rivals(name, records)
         yield from _describe_linear_models(profiles, records.get("baselines", {}))
     yield from PUBLISHED
 
@@ -131,9 +135,26 @@ def _describe_run(name: str, records: dict) -> tuple[str, ...]:
         return f"`{name}`", accuracy
     run, seeds, linear = records[name], records.get(f"{name}-seeds"), records.get("baselines", {}).get(name, {})
     seen = min(run["data"]["rows"]["train"], run["last"]["step"] * run["config"]["batch_size"])
-    spread = f"{seeds['test_mean']:.4f} ± {seeds['test_std']:.4f} ({len(seeds['runs'])})" if seeds else ""
+    spread = _spread(seeds["runs"], "test_accuracy", ".4f") if seeds else ""
     paired = (_compare(run, linear, rows) for rows in ("all_rows", "rows_seen"))
     return f"`{name}`", accuracy, interval, spread, f"{run['parameters']['trainable']:,}", f"{seen:,}", *paired
+
+
+def _describe_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
+    """What else was done with the base of a profile, on the same rows and steps: of each the run of the first seed."""
+    rivals, linear = records.get("rivals", {}), records.get("baselines", {}).get(profile, {})
+    for arm, found in rivals.get("arms", {}).items():
+        if rivals["profile"] == profile and arm != "LoRA":
+            run, spread = found["runs"][0], _spread(found["runs"], "test_accuracy", ".4f")
+            tested = {"test": {"predictions": run["test_predictions"]}}
+            paired = (_compare(tested, linear, rows) for rows in ("all_rows", "rows_seen"))
+            parameters, seen = f"{run['trained_parameters']:,}", f"{linear['rows_seen']['train_rows']:,}"
+            yield f"its base, {arm}", f"{run['test_accuracy']:.4f}", "", spread, parameters, seen, *paired
+
+
+def _spread(runs: list[dict], key: str, form: str) -> str:
+    values = [run[key] for run in runs]
+    return f"{format(mean(values), form)} ± {format(stdev(values), form)} ({len(values)})"
 
 
 def _compare(run: dict, linear: dict, rows: str) -> str:
@@ -146,8 +167,8 @@ def _compare(run: dict, linear: dict, rows: str) -> str:
 
 
 def _points(found: dict, decimals: int = 1) -> str:
-    mean, low, high = (f"{100 * value:+.{decimals}f}" for value in (found["difference"], *found["interval"]))
-    return f"{mean} ({low} to {high})"
+    middle, low, high = (f"{100 * value:+.{decimals}f}" for value in (found["difference"], *found["interval"]))
+    return f"{middle} ({low} to {high})"
 
 
 def _describe_linear_models(profiles: list[str], baselines: dict) -> Iterable[tuple[str, ...]]:
@@ -191,9 +212,20 @@ def make_study(part: str, records: dict) -> Iterable[tuple[str, ...]]:
         yield f"`{name}`", f"{100 * arm['mean']:.2f} ± {100 * arm['std']:.2f}", ahead
 
 
+def make_rivals(records: dict) -> Iterable[tuple[str, ...]]:
+    """What LoRA adds to the head alone and lacks of full fine-tuning, paired by seed, and what each costs."""
+    yield "trained", "learning rate", "validation accuracy", "`LoRA` is ahead by, points", "test accuracy", *COSTS
+    for arm, found in records.get("rivals", {}).get("arms", {}).items():
+        run, ahead = found["runs"][0], _points(found) if "difference" in found else ""
+        first, second = (_spread(found["runs"], f"{part}_accuracy", ".4f") for part in ("validation", "test"))
+        megabytes, minutes = f"{4 * run['trained_parameters'] / 1e6:.1f}", f"{run['seconds'] / 60:.1f}"
+        yield arm, f"{run['learning_rate']:g}", first, ahead, second, megabytes, minutes
+
+
 TABLES: dict[str, Callable[[dict], Iterable[tuple[str, ...]]]] = {
     "results-table": make_results,
     "training-speed-table": make_training_speed,
     "prediction-speed-table": make_prediction_speed,
     "ablations-table": partial(make_study, "ablations"),
+    "rivals-table": make_rivals,
 }
