@@ -30,7 +30,7 @@ from ..training.trainer import Plan, make_arguments
 from .baselines import rows_in_batches
 from .study import compare_arms
 
-SEEDS = {"LoRA": (42, 43, 44, 45, 46), "head alone": (42, 43, 44, 45, 46), "full fine-tuning": (42, 43, 44)}
+SEEDS = dict.fromkeys(("LoRA", "head alone", "full fine-tuning"), (42, 43, 44))
 RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (1e-4, 3e-4, 1e-3)}
 STRENGTHS = (0.03, 0.3, 3.0, 30.0)  # C of the logistic regressions
 
