@@ -30,7 +30,6 @@ FORMS: dict[str, Callable] = {
     "millions": lambda count: f"{count / 1e6:,.1f}",  # also bytes as MB
     "days": lambda rate: f"{1e9 / rate / 86400:.0f}",  # for 10^9 rows, of which there are `rate` a second
 }
-COSTS = "weights of a checkpoint, MB", "minutes on one core"
 # Not measured by this project: model, test accuracy, interval, seeds, trained parameters, labelled rows. README has the sources.
 PUBLISHED = (
     ("*published:* roberta-base, LoRA at rank 1 on query and value ¹", "0.9337", "", "", "630,532", "120,000"),
@@ -214,12 +213,13 @@ def make_study(part: str, records: dict) -> Iterable[tuple[str, ...]]:
 
 def make_rivals(records: dict) -> Iterable[tuple[str, ...]]:
     """What LoRA adds to the head alone and lacks of full fine-tuning, paired by seed, and what each costs."""
-    yield "trained", "learning rate", "validation accuracy", "`LoRA` is ahead by, points", "test accuracy", *COSTS
+    head = "trained", "learning rate", "validation accuracy", "`LoRA` is ahead by, points", "test accuracy"
+    yield *head, "weights of a checkpoint, MB"
     for arm, found in records.get("rivals", {}).get("arms", {}).items():
         run, ahead = found["runs"][0], _points(found) if "difference" in found else ""
         first, second = (_spread(found["runs"], f"{part}_accuracy", ".4f") for part in ("validation", "test"))
-        megabytes, minutes = f"{4 * run['trained_parameters'] / 1e6:.1f}", f"{run['seconds'] / 60:.1f}"
-        yield arm, f"{run['learning_rate']:g}", first, ahead, second, megabytes, minutes
+        megabytes = f"{4 * run['trained_parameters'] / 1e6:.1f}"
+        yield arm, f"{run['learning_rate']:g}", first, ahead, second, megabytes
 
 
 TABLES: dict[str, Callable[[dict], Iterable[tuple[str, ...]]]] = {
