@@ -52,7 +52,7 @@ def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
     compared, reference = {}, next(iter(accuracies))
     for arm, values in accuracies.items():
         compared[arm] = {"validation_accuracy": list(values)} | _mean_and_std(values)
-        if arm != reference:
+        if arm != reference and len(values) > 1:
             mean, std = _mean_and_std(np.subtract(accuracies[reference][: len(values)], values)).values()
             reach = float(t.ppf(0.975, len(values) - 1) * std / len(values) ** 0.5)
             compared[arm] |= {"difference": mean, "interval": [mean - reach, mean + reach]}
@@ -108,5 +108,5 @@ def _describe(record: dict) -> dict:
     }
 
 
-def _mean_and_std(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
+def _mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
