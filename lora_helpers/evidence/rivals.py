@@ -30,7 +30,8 @@ from ..training.trainer import Plan, make_arguments
 from .baselines import rows_in_batches
 from .study import compare_arms
 
-SEEDS = {"LoRA": (42, 43, 44), "head alone": (42, 43, 44), "full fine-tuning": (42,)}
+# An arm without a seed is left out: full fine-tuning takes hours of one core, and nobody has given them yet.
+SEEDS = {"LoRA": (42, 43, 44), "head alone": (42, 43, 44), "full fine-tuning": ()}
 RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (1e-4, 3e-4, 1e-3)}
 STRENGTHS = (0.03, 0.3, 3.0, 30.0)  # C of the logistic regressions
 
@@ -45,7 +46,7 @@ def measure_rivals(profile: str = "mini-agnews", **changes) -> dict:
     def run(arm: str, config: RunConfig) -> dict:
         return _run(arm, config, rows, vectors, tokenizer)
 
-    for arm, seeds in SEEDS.items():
+    for arm, seeds in ((arm, seeds) for arm, seeds in SEEDS.items() if seeds):
         chosen = config
         if arm in RATES:
             runs = [run(arm, config.replace(learning_rate=rate)) for rate in RATES[arm]]
