@@ -103,11 +103,11 @@ def predict(checkpoint, texts, input, output, text_column, id_column, as_json, p
     if as_json:
         print(*(json.dumps(dict(zip(names, row, strict=True))) for row in rows), sep="\n")
         return
+    widths = (TEXT_WIDTH, *(max(len(name), 8) for name in names[1:]))  # 8: "Business"
     for text, *values in (names, *rows):
         flat = repr(" ".join(text.split()))[1:-1]  # of a control character its number
         cells = [flat if len(flat) <= TEXT_WIDTH else f"{flat[: TEXT_WIDTH - 1]}…"]
         cells += (f"{value:.5f}" if isinstance(value, float) else str(value) for value in values)
-        widths = (TEXT_WIDTH, *(max(len(name), 8) for name in names[1:]))  # 8: "Business"
         print(" ".join(map(str.ljust, cells, widths)).rstrip())
 
 
@@ -115,9 +115,13 @@ def _load(checkpoint: Path, **options):
     from .inference import Classifier
 
     classifier = Classifier.from_checkpoint(checkpoint, **options)
-    for notice in classifier.verification.notices:
-        print(f"notice: {notice}", file=sys.stderr)
+    _show_notices(classifier.verification)
     return classifier
+
+
+def _show_notices(verification) -> None:
+    for notice in verification.notices:
+        print(f"notice: {notice}", file=sys.stderr)
 
 
 @command("checkpoints/mini-agnews/checkpoint-2400 my-model", CHECKPOINT | {
@@ -159,8 +163,7 @@ def verify(checkpoint) -> None:
     from .checkpoints import verify_checkpoint
 
     found = verify_checkpoint(checkpoint)
-    for notice in found.notices:
-        print(f"notice: {notice}", file=sys.stderr)
+    _show_notices(found)
     checksums = f"{found.files} checksums" if found.files else "no checksum to compare"
     print(f"{checkpoint}: whole; {checksums}, {found.tensors} tensors as they should be")
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 
 from .architecture import draw_architecture
 from .config import AG_NEWS, BUNDLED, LABELS
@@ -109,6 +108,8 @@ def draw_confusion(record: dict) -> Figure | None:
 
 def draw_reliability(record: dict) -> Figure | None:
     """Accuracy by confidence on the test split, with Wilson's 95 % intervals, and below it the rows behind each point."""
+    from scipy.stats import binomtest
+
     if record.get("test", {}).get("examples", 0) < ENOUGH_ROWS:
         return None
     confidence, p, n = _columns(record["test"]["calibration"]["bins"], "confidence", "accuracy", "count")
@@ -161,7 +162,7 @@ def draw_norms(record: dict) -> Figure:
         axes.plot(places, largest, ls="", marker="_", ms=22, mew=3, color=GREY, label="1st of W itself")
         for x, y, share in zip(places, np.maximum(largest, [v[0] for v in values]), relative, strict=True):
             axes.text(x, y, f" {share:.0%}", rotation=90, ha="center", va="bottom", size=SMALL)
-        axes.margins(y=0.5)
+        axes.margins(y=0.65)  # room for the legend
         axes.legend(loc="upper left", ncols=2, fontsize=SMALL)
         axes.set(ylabel="singular value", title="The update; its norm in % of W's")
     else:  # recorded before the singular values were
@@ -183,6 +184,17 @@ FIGURES = {
     "lengths": draw_lengths,
     "norms": draw_norms,
 }
+
+
+def draw_throughput(record: dict) -> Figure:
+    """Examples a second of a training step of roberta-base by pipeline, from the evidence `bench` alone."""
+    rates = {row["pipeline"]: row["examples_per_second"] for row in record["rows"] if row["model"] == "roberta-base"}
+    figure, axes = make_axes(size=(6.4, 2.6))
+    bars = axes.barh(list(rates), rates.values(), color=[GREEN if n.startswith("ours") else GREY for n in rates])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.set(xlabel="examples a second", title="A training step of roberta-base", xlim=(0, 1.15 * max(rates.values())))
+    axes.invert_yaxis()
+    return figure
 
 
 def to_html(files: dict[str, Path], *kinds: str) -> str:

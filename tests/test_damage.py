@@ -37,7 +37,8 @@ DAMAGES = [
 
 def find_start(run_dir: Path, resume_from: Path | None = None) -> Path | None:
     """The checkpoint that `resume_from`, or else the newest of `run_dir`, goes on from."""
-    return find(run_dir, Beginning(resume=resume_from is None, resume_from=resume_from))
+    start = find(run_dir, Beginning(resume=resume_from is None, resume_from=resume_from))
+    return start and start.path
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import torch
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
 from lora_helpers.records import read_record, validation_rows
+from lora_helpers.training.arguments import BFLOAT16, FLOAT32, Plan, make_arguments, restored_precision
 from lora_helpers.training.run import train
-from lora_helpers.training.trainer import BFLOAT16, FLOAT32, Plan, make_arguments, restored_precision
 
 pytestmark = [
     pytest.mark.gpu,

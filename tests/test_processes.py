@@ -16,9 +16,9 @@ from two_processes import SECONDS, Launch, rows_written_to
 
 from lora_helpers.__main__ import main
 from lora_helpers.errors import CheckFailed, InputError
+from lora_helpers.training.arguments import Plan, make_arguments
 from lora_helpers.training.failures import failures_in_one_sentence
 from lora_helpers.training.resuming import Beginning
-from lora_helpers.training.trainer import Plan, make_arguments
 
 SHAPE = {  # 840 rows: epochs of 53 steps, the last one with 8 rows; 120 validation rows: 2 * 7 * 8 + 8
     **{"base_dropout": 0.0, "lora_dropout": 0.0, "max_length": 32, "learning_rate": 5e-3, "warmup_steps": 5},
@@ -157,13 +157,13 @@ def test_two_processes_go_on_from_what_one_wrote(one, tiny_base, tmp_path):
 
 def test_another_number_of_processes_is_a_warning_where_dropout_is_on(two, caplog):
     from lora_helpers.files.manifests import read_manifest
-    from lora_helpers.training.resuming import describe_resumption
+    from lora_helpers.training.resuming import Start, describe_resumption
 
     manifest = read_manifest(two[0] / "checkpoint-30")
     assert manifest["world_size"] == 2
     for dropout, warned in ((0.0, False), (0.05, True)):
         here = manifest | {"world_size": 1, "config": manifest["config"] | {"lora_dropout": dropout}}
-        found = describe_resumption(two[0] / "checkpoint-30", here)
+        found = describe_resumption(Start(two[0] / "checkpoint-30", manifest), here)
         assert found["resumed_from"]["world_size"] == 2
         assert ("1 here, 2 there" in caplog.text and "dropout masks" in caplog.text) == warned
 
@@ -171,7 +171,7 @@ def test_another_number_of_processes_is_a_warning_where_dropout_is_on(two, caplo
 def test_a_batch_that_cannot_be_shared_is_refused(tiny_config, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    monkeypatch.setattr("lora_helpers.training.trainer.this_process", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr("lora_helpers.training.arguments.this_process", lambda: SimpleNamespace(num_processes=2))
     model = SimpleNamespace(num_parameters=lambda: 0)
     parts = dict.fromkeys(("tokenizer", "train_rows", "validation_rows"))
     with pytest.raises(InputError, match="batch_size is 15, wanted a multiple of the 2 processes that share it"):

@@ -7,7 +7,7 @@ from lora_helpers.checkpoints import list_checkpoints
 from lora_helpers.config import get_profile
 from lora_helpers.data import load_split
 from lora_helpers.evaluation import from_digits
-from lora_helpers.evidence import rivals
+from lora_helpers.evidence import rivals, study
 from lora_helpers.inference import Classifier
 from lora_helpers.training.run import train
 
@@ -17,12 +17,15 @@ SHORT = {"max_steps": 20, "eval_steps": 20, "save_steps": 20, "warmup_steps": 5}
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rivals, "RUNS", tmp_path_factory.mktemp("runs"))
-        patch.setattr(rivals, "SEEDS", dict.fromkeys(rivals.SEEDS, (42, 43)))
+        runs = tmp_path_factory.mktemp("runs")
+        for module in (rivals, study):
+            patch.setattr(module, "RUNS", runs)
+        patch.setattr(study, "SEEDS", (42, 43))
+        patch.setattr(rivals, "SEEDS_OF", dict.fromkeys(rivals.SEEDS_OF, (42, 43)))
         patch.setattr(rivals, "RATES", {"head alone": (1e-3,), "full fine-tuning": (1e-4, 1e-3)})
         first = rivals.measure_rivals("mini", **SHORT)
-        patch.setattr(rivals, "train", None)  # a second time everything is read
-        patch.setattr(rivals, "_make_trainer", None)
+        patch.setattr(rivals, "Trainer", None)  # a second time everything is read
+        patch.setattr("lora_helpers.training.trainer.make_trainer", None)
         assert rivals.measure_rivals("mini", **SHORT) == first
     return first
 
@@ -58,9 +61,9 @@ def test_everything_is_trained_in_full_at_the_rate_that_validation_rows_prefer(m
 @pytest.mark.slow
 def test_frozen_vectors_of_a_text_do_not_depend_on_its_batch(measured):
     config = get_profile("mini")
-    rows, _ = rivals._tokenize(config)
-    together = rivals.encode(config, rows["validation"])
-    alone = rivals.encode(config, rows["validation"].select([7]))
+    rows, *_ = rivals._tokenize(config)
+    ids = rows["validation"]["input_ids"][:]
+    together, alone = rivals.encode(config, ids), rivals.encode(config, ids[7:8])
     for kind in ("<s>", "mean"):
         assert np.allclose(together[kind][7], alone[kind][0], atol=1e-5)
     assert [row["vectors"] for row in measured["probes"]] == ["<s>", "mean"]

@@ -14,9 +14,9 @@ from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.files.manifests import hash_file, read_manifest, seal
 from lora_helpers.processes import this_process
 from lora_helpers.records import RunRecord, read_record, validation_rows
-from lora_helpers.training import trainer
+from lora_helpers.training import arguments, trainer
+from lora_helpers.training.arguments import BFLOAT16, FLOAT32, Plan, choose_arithmetic, make_arguments
 from lora_helpers.training.run import next_run_dir, train
-from lora_helpers.training.trainer import BFLOAT16, FLOAT32, Plan, choose_arithmetic, make_arguments
 
 TIMES = ("runtime", "per_second")
 
@@ -280,7 +280,7 @@ def test_mixed_precision_is_bfloat16_where_the_processor_has_it(tiny_config, mon
 def in_bfloat16(monkeypatch):
     """As on a processor that computes in bfloat16, even for a base this small; torch emulates what is missing."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    monkeypatch.setattr(trainer, "LARGE", 0)
+    monkeypatch.setattr(arguments, "LARGE", 0)
 
 
 @pytest.mark.slow

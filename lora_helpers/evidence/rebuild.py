@@ -11,7 +11,9 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,18 +23,14 @@ from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
 from ..data import load_split
 from ..environment import code_mark, environment
 from ..errors import InputError
-from ..figures import draw_figures, save
+from ..figures import draw_figures, draw_throughput, save
 from ..files.manifests import read_manifest, seal
 from ..files.places import CHECKPOINTS, REPOSITORY, RUNS
 from ..inference import Classifier, evaluate_classifier
 from ..model import lora_norms
 from ..records import committed_runs, read_evidence, read_record, write_evidence, write_record
 from ..training.run import train
-from .baselines import measure_baselines
-from .prediction_speed import compare_precisions, measure_growth
-from .rivals import measure_rivals
 from .study import ABLATIONS, AT_THE_END, choose_rate, repeat_seeds, run_study, score_on_test, train_once
-from .training_speed import draw_throughput, run_benchmark
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +140,11 @@ def _replace(target: Path, fresh: Path, card: str = "") -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _later(module: str, function: str, *arguments) -> Callable:
+    """A function of a module that loads the training stack, or scikit-learn: not before it is called."""
+    return lambda: getattr(import_module(f".{module}", __package__), function)(*arguments)
+
+
 PARTS = {
     "base": rebuild_base,
     **{profile: partial(rerun_profile, profile) for profile in PROFILES},
@@ -153,14 +156,14 @@ PARTS = {
     # Controls: a permutation of the labels a seed; a base of random weights.
     "shuffled-labels": partial(repeat_seeds, "mini", shuffled_labels=True),
     "random-base": lambda: train_once(get_profile("mini-agnews", random_base=True), "mini-agnews-random-base"),
-    "baselines": measure_baselines,
-    "rivals": measure_rivals,
+    "baselines": _later("baselines", "measure_baselines"),
+    "rivals": _later("rivals", "measure_rivals"),
     "transfer": transfer,
     "prediction-speed": time_file,
-    "growth": lambda: measure_growth(_load_small()),
-    "int8": compare_precisions,
-    "mpnet-int8": partial(compare_precisions, "mpnet-base"),
-    "bench": run_benchmark,
+    "growth": lambda: _later("prediction_speed", "measure_growth", _load_small())(),
+    "int8": _later("prediction_speed", "compare_precisions"),
+    "mpnet-int8": _later("prediction_speed", "compare_precisions", "mpnet-base"),
+    "bench": _later("training_speed", "run_benchmark"),
     "notebook": time_notebook,
     "figures": draw,
 }

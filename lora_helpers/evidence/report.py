@@ -30,6 +30,7 @@ FORMS: dict[str, Callable] = {
     "millions": lambda count: f"{count / 1e6:,.1f}",  # also bytes as MB
     "days": lambda rate: f"{1e9 / rate / 86400:.0f}",  # for 10^9 rows, of which there are `rate` a second
 }
+MORE = "weights of a checkpoint, MB", "LoRA beside it, on test rows"  # columns of the table of rivals
 # Not measured by this project: model, test accuracy, interval, seeds, trained parameters, labelled rows. README has the sources.
 PUBLISHED = (
     ("*published:* roberta-base, LoRA at rank 1 on query and value ¹", "0.9337", "", "", "630,532", "120,000"),
@@ -132,33 +133,40 @@ def _describe_run(name: str, records: dict) -> tuple[str, ...]:
     accuracy, interval = make_text(records, f"{name}.test.accuracy"), make_text(records, f"{name}.test.interval", ".3f")
     if name not in records:
         return f"`{name}`", accuracy
-    run, seeds, linear = records[name], records.get(f"{name}-seeds"), records.get("baselines", {}).get(name, {})
+    run, seeds = records[name], records.get(f"{name}-seeds")
     seen = min(run["data"]["rows"]["train"], run["last"]["step"] * run["config"]["batch_size"])
-    spread = _spread(seeds["runs"], "test_accuracy", ".4f") if seeds else ""
-    paired = (_compare(run, linear, rows) for rows in ("all_rows", "rows_seen"))
+    spread = _spread(seeds["runs"], "test_accuracy") if seeds else ""
+    paired = _beside_linear(records, name, run.get("test", {}).get("predictions"))
     return f"`{name}`", accuracy, interval, spread, f"{run['parameters']['trainable']:,}", f"{seen:,}", *paired
 
 
 def _describe_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
     """What else was done with the base of a profile, on the same rows and steps: of each the run of the first seed."""
-    rivals, linear = records.get("rivals", {}), records.get("baselines", {}).get(profile, {})
+    rivals = records.get("rivals", {})
     for arm, found in rivals.get("arms", {}).items():
         if rivals["profile"] == profile and arm != "LoRA":
-            run, spread = found["runs"][0], _spread(found["runs"], "test_accuracy", ".4f")
-            tested = {"test": {"predictions": run["test_predictions"]}}
-            paired = (_compare(tested, linear, rows) for rows in ("all_rows", "rows_seen"))
-            parameters, seen = f"{run['trained_parameters']:,}", f"{linear['rows_seen']['train_rows']:,}"
-            yield f"its base, {arm}", f"{run['test_accuracy']:.4f}", "", spread, parameters, seen, *paired
+            run, spread = found["runs"][0], _spread(found["runs"], "test_accuracy")
+            seen = f"{records['baselines'][profile]['rows_seen']['train_rows']:,}"
+            paired = _beside_linear(records, profile, run["test_predictions"])
+            sizes = f"{run['trained_parameters']:,}", seen
+            yield f"its base, {arm}", f"{run['test_accuracy']:.4f}", "", spread, *sizes, *paired
 
 
-def _spread(runs: list[dict], key: str, form: str) -> str:
+def _spread(runs: list[dict], key: str) -> str:
     values = [run[key] for run in runs]
-    return f"{format(mean(values), form)} ± {format(stdev(values), form)} ({len(values)})" if len(values) > 1 else ""
+    spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{mean(values):.4f}{spread} ({len(values)})"
 
 
-def _compare(run: dict, linear: dict, rows: str) -> str:
-    """The difference of accuracy, in points, between a run and the rival of which `rows` were fitted, paired row by row."""
-    by_row = run.get("test", {}).get("predictions"), linear.get(rows, {}).get("predictions"), linear.get("labels")
+def _beside_linear(records: dict, profile: str, predictions: str | None) -> list[str]:
+    """Predictions on a profile's test rows beside the linear model's that was fitted on all rows, and on the rows seen."""
+    linear = records.get("baselines", {}).get(profile, {})
+    fits = (linear.get(rows, {}).get("predictions") for rows in ("all_rows", "rows_seen"))
+    return [_compare(predictions, fit, linear.get("labels")) for fit in fits]
+
+
+def _compare(*by_row: str | None) -> str:
+    """The difference of accuracy, in points, between two models, paired row by row: a digit a row of each, and the labels."""
     if not all(by_row):
         return "no paired test yet"
     found = compare(*map(from_digits, by_row))
@@ -173,9 +181,10 @@ def _points(found: dict, decimals: int = 1) -> str:
 def _describe_linear_models(profiles: list[str], records: dict) -> Iterable[tuple[str, ...]]:
     fits, baselines = {}, records.get("baselines", {})
     for name, linear in ((name, baselines[name]) for name in profiles if name in baselines):
-        chosen, everything = linear.get("chosen"), linear.get("all_rows", linear)
-        model = f"TF-IDF of {chosen['features']}, {chosen['model']}" if chosen else linear["model"]
-        fits = fits or {model: everything}  # profiles with the same data share it
+        chosen, everything = linear["chosen"], linear["all_rows"]
+        fits = fits or {
+            f"TF-IDF of {chosen['features']}, {chosen['model']}": everything
+        }  # shared where data are the same
         if name in records and "rows_seen" in linear and linear["rows_seen"]["train_rows"] < everything["train_rows"]:
             fits[f"the same, on the rows that `{name}` saw"] = linear["rows_seen"]
     for title, fit in fits.items():
@@ -213,19 +222,14 @@ def make_study(part: str, records: dict) -> Iterable[tuple[str, ...]]:
 
 def make_rivals(records: dict) -> Iterable[tuple[str, ...]]:
     """What LoRA adds to the head alone and lacks of full fine-tuning: means over seeds, and row by row at the first seed."""
-    head = "trained", "learning rate", "validation accuracy", "test accuracy", "weights of a checkpoint, MB"
-    yield *head, "LoRA beside it, on test rows"
+    yield "trained", "learning rate", "validation accuracy", "test accuracy", *MORE
     rivals = records.get("rivals", {"arms": {}})
     for arm, found in rivals["arms"].items():
-        runs, first = found["runs"], found["runs"][0]
-        accuracies = (
-            _spread(runs, key, ".4f") or f"{first[key]:.4f} (1)" for key in ("validation_accuracy", "test_accuracy")
-        )
-        its = {"labels": rivals["labels"]["test"], "rows": {"predictions": first["test_predictions"]}}
-        ours = {"test": {"predictions": rivals["arms"]["LoRA"]["runs"][0]["test_predictions"]}}
-        paired = "" if arm == "LoRA" else _compare(ours, its, "rows")
-        size = f"{4 * first['trained_parameters'] / 1e6:.1f}"
-        yield arm, f"{first['learning_rate']:g}", *accuracies, size, paired
+        first, ours = found["runs"][0], rivals["arms"]["LoRA"]["runs"][0]
+        by_row = ours["test_predictions"], first["test_predictions"], rivals["labels"]["test"]
+        means = (_spread(found["runs"], f"{part}_accuracy") for part in ("validation", "test"))
+        size, paired = f"{4 * first['trained_parameters'] / 1e6:.1f}", "" if arm == "LoRA" else _compare(*by_row)
+        yield arm, f"{first['learning_rate']:g}", *means, size, paired
 
 
 TABLES: dict[str, Callable[[dict], Iterable[tuple[str, ...]]]] = {

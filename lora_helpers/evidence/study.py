@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import t
 
 from ..checkpoints import list_checkpoints
 from ..config import RunConfig, get_profile
@@ -20,8 +19,8 @@ from ..inference import Classifier, evaluate_classifier
 from ..records import read_record, validation_rows
 from ..training.run import train
 
+SEEDS = (42, 43, 44)
 RATES = (("5e-4", 30), ("1e-3", 30), ("2.5e-4", 30), ("5e-4", 100))  # learning rate at its peak, warm-up steps
-
 
 # No speed bought with accuracy: with and without what makes a step fast. Each arm changes fields of the profile.
 ABLATIONS = {
@@ -49,6 +48,8 @@ def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
     """Mean, standard deviation (n - 1) and the mean difference (first arm minus this one, seed by seed) with its 95 %
     interval: Student's t on the paired differences. `accuracies`: one value a seed, the same seeds first in each arm.
     """
+    from scipy.stats import t
+
     compared, reference = {}, next(iter(accuracies))
     for arm, values in accuracies.items():
         compared[arm] = {"validation_accuracy": list(values)} | _mean_and_std(values)
@@ -62,7 +63,7 @@ def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
 def repeat_seeds(profile: str, **fields) -> dict:
     """The profile with three seeds: test and validation accuracy, mean and standard deviation (n - 1), curves."""
     rows = []
-    for seed in (42, 43, 44):
+    for seed in SEEDS:
         config, name = get_profile(profile, seed=seed, **fields), "-".join([profile, *fields, str(seed)])
         if config == get_profile(profile) and (CHECKPOINTS / profile).is_dir():  # the committed run is this one
             record = read_record(CHECKPOINTS / profile)

@@ -11,12 +11,10 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from ..bases import compute_first_token_alone, full_size_shape, read_shape
 from ..config import ROBERTA_MINI, RunConfig, get_profile
 from ..environment import best_device, has_fast_bfloat16, watch_peak_memory
-from ..figures import GREEN, GREY, make_axes
 from ..files.places import REPOSITORY, ROBERTA_BASE
 from ..model import longest_input
 from .prediction_speed import measure_prediction
@@ -93,14 +91,3 @@ def make_step(model, config: RunConfig) -> Callable[..., float]:
         return time.perf_counter() - began
 
     return step
-
-
-def draw_throughput(record: dict) -> Figure:
-    """Examples a second of a training step of roberta-base by pipeline, from the evidence `bench` alone."""
-    rates = {row["pipeline"]: row["examples_per_second"] for row in record["rows"] if row["model"] == "roberta-base"}
-    figure, axes = make_axes(size=(6.4, 2.6))
-    bars = axes.barh(list(rates), rates.values(), color=[GREEN if n.startswith("ours") else GREY for n in rates])
-    axes.bar_label(bars, fmt="%.1f", padding=3)
-    axes.set(xlabel="examples a second", title="A training step of roberta-base", xlim=(0, 1.15 * max(rates.values())))
-    axes.invert_yaxis()
-    return figure

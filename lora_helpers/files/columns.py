@@ -4,8 +4,8 @@ a number stands for. `documents` asks."""
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ..config import LABELS
 from ..errors import InputError
@@ -13,7 +13,6 @@ from ..errors import InputError
 logger = logging.getLogger(__name__)
 
 TEXT = (("text",), ("title", "description"))  # the columns that make the text
-SAID = set()  # files, and what was said of their columns: who reads one twice, to count it first, hears of it once
 LABEL = {("label",): 0, ("class",): 1, ("class index",): 1}  # the one that holds the label -> its number of World
 
 
@@ -30,12 +29,12 @@ class Document:
 class Columns:
     """The columns of one file: `choose` finds them by name, `document` understands their values."""
 
-    path: Path
     text: Sequence[str]  # names of the columns that make the text; none: as `TEXT`
     id: str | None
     labelled: bool
     digits: bool  # numbers come as strings of digits, as in CSV
     first: int = 0  # the label column's number of World
+    said: set[str] = field(default_factory=set)
 
     def choose(self, names: Sequence[str], where: str) -> list[int]:
         """The places among `names` of the columns to read: label and id, as far as they are wanted, then the text's;
@@ -80,9 +79,15 @@ class Columns:
         return number - self.first
 
     def _say(self, what: str, notice: str) -> None:
-        if (self.path, what) not in SAID:
-            SAID.add((self.path, what))
-            logger.warning(notice)
+        if what not in self.said:
+            self.said.add(what)
+            _warn(notice)
+
+
+@lru_cache(maxsize=100)
+def _warn(notice: str) -> None:
+    """Once: who reads a file first to count its rows and then to label them hears of it once."""
+    logger.warning(notice)
 
 
 def _place(names: Sequence[str], wanted: str) -> int | None:

@@ -15,7 +15,7 @@ import torch
 from transformers import Trainer
 
 from ..batching import batches_by_tokens
-from ..training.trainer import OneDeviceArguments
+from ..training.arguments import OneDeviceArguments
 from .config import PretrainingConfig
 from .losses import compute_losses
 

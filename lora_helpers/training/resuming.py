@@ -32,7 +32,15 @@ class Beginning:
             raise InputError("a warm start begins a new run, resuming goes on with one; give one of the two")
 
 
-def find_start(output_dir: Path, beginning: Beginning) -> Path | None:
+@dataclass(frozen=True)
+class Start:
+    """A whole checkpoint to go on from, and its manifest as it was sealed."""
+
+    path: Path
+    manifest: dict
+
+
+def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
     """The checkpoint to continue: `resume_from`, refused if it was changed since it was sealed, or with `resume` the newest
     that was not, others skipped with a warning; None to begin at step 0."""
     if checkpoint := beginning.resume_from:
@@ -52,7 +60,7 @@ def find_start(output_dir: Path, beginning: Beginning) -> Path | None:
     return None
 
 
-def _open_as_sealed(checkpoint: Path) -> Path:
+def _open_as_sealed(checkpoint: Path) -> Start:
     """Nothing damaged, nothing added (a `model.safetensors` the Trainer would load instead of the adapter), its own name."""
     path = checkpoint.resolve()
     found = verify_checkpoint(path, fetch=True)
@@ -62,29 +70,28 @@ def _open_as_sealed(checkpoint: Path) -> Path:
         raise CheckFailed(f"{path} holds no optimizer state: it predicts but cannot be continued; take the run's last")
     if path.name != f"checkpoint-{found.step}":
         raise CheckFailed(f"{path} was written at step {found.step}; name it checkpoint-{found.step} again")
-    return path
+    return Start(path, read_manifest(path))
 
 
-def require_same_run(start: Path, config: RunConfig, splits: Splits, *, allow_other_data: bool) -> None:
+def require_same_run(start: Start, config: RunConfig, splits: Splits, *, allow_other_data: bool) -> None:
     """Refuse to continue with another configuration or, unless `allow_other_data`, on other data; show what differs."""
-    manifest = read_manifest(start)
-    changed = config.portable().differences(manifest["config"])
+    changed = config.portable().differences(start.manifest["config"])
     if allow_other_data:
         changed = {k: v for k, v in changed.items() if k not in ("dataset", "dataset_revision")}
     if changed:
         listed = "; ".join(f"{name} is {mine!r} here, {other!r} there" for name, (mine, other) in changed.items())
-        way = f", or begin a new run with its weights: --warm-start {start}" if changed.keys() <= LENGTHS else ""
-        raise InputError(f"{start} was trained with another configuration: {listed}; use the same values{way}")
-    here, there = splits.fingerprints(), manifest["data"]["sha256"]
+        way = f", or begin a new run with its weights: --warm-start {start.path}" if changed.keys() <= LENGTHS else ""
+        raise InputError(f"{start.path} was trained with another configuration: {listed}; use the same values{way}")
+    here, there = splits.fingerprints(), start.manifest["data"]["sha256"]
     if here != there and not allow_other_data:
         shown = "; ".join(f"{k} {here[k][:12]}… here, {there[k][:12]}… there" for k in here if here[k] != there[k])
-        raise InputError(f"{start} was trained on other data (SHA-256: {shown}); --allow-other-data allows that")
+        raise InputError(f"{start.path} was trained on other data (SHA-256: {shown}); --allow-other-data allows that")
 
 
-def describe_resumption(start: Path, details: dict) -> dict:
+def describe_resumption(start: Start, details: dict) -> dict:
     """What manifests and record keep of the checkpoint that a run goes on from: where it lay, how it was computed, whether
     the data were ever changed. Warned is of what this run's `details` say otherwise."""
-    then = {"world_size": 1, "arithmetic": "float32"} | read_manifest(start)  # true of every manifest that does not say
+    then = {"world_size": 1, "arithmetic": "float32"} | start.manifest  # true of every manifest that does not say
     dropout = details["config"]["base_dropout"] or details["config"]["lora_dropout"]
     for name, effect in (("arithmetic", "rounding"), ("world_size", dropout and "dropout masks")):
         if details[name] != then[name] and effect:
@@ -92,7 +99,7 @@ def describe_resumption(start: Path, details: dict) -> dict:
     other_data = details["data"]["sha256"] != then["data"]["sha256"]
     before = then.get("resumed_from", {}).get("other_data", False)
     kept = {name: then[name] for name in ("world_size", "arithmetic")} | {"other_data": other_data or before}
-    origin = {"resumed_from": {"checkpoint": relative_to_repository(start), **kept}}
+    origin = {"resumed_from": {"checkpoint": relative_to_repository(start.path), **kept}}
     return origin | {name: then[name] for name in ("warm_started_from",) if name in then}
 
 

@@ -20,7 +20,7 @@ from ..data import Splits, load_ag_news, tokenize
 from ..environment import environment, peak_memory_mib
 from ..errors import InputError
 from ..files.hub import base_identity
-from ..files.manifests import hash_file, read_manifest
+from ..files.manifests import hash_file
 from ..files.places import RUNS, relative_to_repository
 from ..model import build_model, count_parameters, longest_input, lora_norms, shape_of
 from ..processes import leads, this_process
@@ -46,7 +46,7 @@ def train(
 
     Raises: as `failures_in_one_sentence`.
     """
-    from .trainer import restored_precision
+    from .arguments import restored_precision
 
     output_dir, resume_from, warm_start = (path and Path(path) for path in (output_dir, resume_from, warm_start))
     origins = {"resume_from": resume_from, "warm_start": warm_start}
@@ -100,23 +100,23 @@ def _train(config: RunConfig, output_dir: Path, beginning: Beginning) -> records
 
     began = time.monotonic()
     start, splits = find_start(output_dir, beginning), load_ag_news(config)
-    finished = start is not None and step_of(start) == config.max_steps
+    finished = start is not None and step_of(start.path) == config.max_steps
     if start:
         require_same_run(start, config, splits, allow_other_data=beginning.allow_other_data)
-    if finished and start.parent == output_dir.resolve() and (output_dir / records.RECORD).is_file():
+    if finished and start.path.parent == output_dir.resolve() and (output_dir / records.RECORD).is_file():
         return records.read_record(output_dir)
-    plan = _make_plan(config, output_dir, splits, began - (read_manifest(start)["seconds"] if start else 0.0))
+    plan = _make_plan(config, output_dir, splits, began - (start.manifest["seconds"] if start else 0.0))
     if start:
         plan.details.update(describe_resumption(start, plan.details))
-        logger.info("resuming %s at step %d", relative_to_repository(start), step_of(start))
+        logger.info("resuming %s at step %d", relative_to_repository(start.path), step_of(start.path))
     if beginning.warm_start:
         plan.details.update(take_weights(plan.model, beginning.warm_start))
     trainer = make_trainer(plan)
     if finished:
-        restore_finished(trainer, start, output_dir)
+        restore_finished(trainer, start.path, output_dir)
     else:
         try:
-            trainer.train(resume_from_checkpoint=str(start) if start else None)
+            trainer.train(resume_from_checkpoint=str(start.path) if start else None)
         finally:
             trainer.run.bar.close()  # what is said next, an error perhaps, begins a new line
     record = records.RunRecord(plan.details | _make_record(plan, trainer))
@@ -130,7 +130,7 @@ def _make_plan(config: RunConfig, output_dir: Path, splits: Splits, began: float
     """The `Plan` of a run: the model, its rows, and what is kept of configuration, base, data and machine."""
     import torch
 
-    from .trainer import Plan, choose_arithmetic
+    from .arguments import Plan, choose_arithmetic
 
     # Without CUDA training keeps to the CPU, whatever other device there is.
     device = {} if torch.cuda.is_available() else {"device": f"CPU, {torch.get_num_threads()} threads"}

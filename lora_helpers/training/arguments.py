@@ -1,0 +1,118 @@
+"""What a run is made of, its `Plan`, and the `TrainingArguments` that follow from it and from the device. Weights are
+float32 on all of them. `run` imports this when a run begins, since it loads transformers.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from ..config import RunConfig
+from ..environment import has_fast_bfloat16
+from ..errors import InputError, first_line
+from ..processes import this_process
+
+FLOAT32, BFLOAT16 = "float32", "bfloat16 autocast"  # as records and manifests call them
+
+# Weights from which a CPU gains by bfloat16: at 110 million a step took half the time (AMD Zen 4, two cores). For the
+# bundled base, of 7 million, nobody has measured a gain, and in float32 its runs are the same on every processor.
+LARGE = 50_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run: its configuration, where it writes, what it trains, and on which rows."""
+
+    config: RunConfig
+    output_dir: Path
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    train_rows: Dataset  # as `data.tokenize` gives them
+    validation_rows: Dataset  # the same
+    details: dict = field(default_factory=dict)  # what manifests and record say of the run as a whole
+    began: float = 0.0  # by `time.monotonic`, as if it had never been interrupted
+
+    def seconds(self) -> float:
+        """Seconds so far, those before it was resumed included."""
+        return time.monotonic() - self.began
+
+
+def choose_arithmetic(config: RunConfig, model) -> str:
+    """FLOAT32, or BFLOAT16 where `mixed_precision` asks for it and the machine gains by it."""
+    gains = has_fast_bfloat16() and (torch.cuda.is_available() or model.num_parameters() >= LARGE)
+    return BFLOAT16 if config.mixed_precision and gains else FLOAT32
+
+
+class OneDeviceArguments(TrainingArguments):
+    """One device a process: without a launcher the Trainer feeds each of two GPUs 16 rows, and the step has 32."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
+def make_arguments(plan: Plan) -> OneDeviceArguments:
+    """The arguments of one of the processes that share a run. Refused: a batch that they cannot share evenly."""
+    config, processes, on_gpu = plan.config, this_process().num_processes, torch.cuda.is_available()
+    mixed = choose_arithmetic(config, plan.model) == BFLOAT16
+    shared = {each.name for each in fields(config)} & {each.name for each in fields(TrainingArguments)}
+    if config.batch_size % processes:
+        its = f"batch_size is {config.batch_size}"
+        raise InputError(f"{its}, wanted a multiple of the {processes} processes that share it")
+    _require_tracker(config.report_to)
+    arguments = OneDeviceArguments(
+        output_dir=str(plan.output_dir),
+        **{name: getattr(config, name) for name in shared},
+        # accelerate splits every batch among the processes, so these are the rows of all of them.
+        accelerator_config={"split_batches": True, "non_blocking": on_gpu},
+        per_device_train_batch_size=config.batch_size,
+        # No activation is kept in evaluation, and bfloat16 halves the bytes; float32 keeps what the profile says.
+        per_device_eval_batch_size=config.eval_batch_size * (4 if mixed and on_gpu else 1) * processes,
+        eval_strategy="steps",
+        logging_steps=config.eval_steps,
+        label_names=["labels"],  # PEFT hides them from the Trainer, and compute_metrics would never run
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,  # our callback draws one bar, in a terminal and in a notebook alike
+        log_level_replica="error",  # as for the process that leads; the stock "warning" would let the others talk
+        optim="adamw_torch_fused",
+        ddp_find_unused_parameters=False,  # every trainable weight has a gradient at every step
+        bf16=mixed,  # autocast; adapters, head, optimizer and loss stay float32
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        # Reading and padding 16 rows takes one core about 2 ms, so two workers prepare some 1,000 batches a second.
+        dataloader_num_workers=2 if on_gpu else 0,
+        dataloader_prefetch_factor=4 if on_gpu else None,  # batches each worker holds ready
+        dataloader_persistent_workers=on_gpu,  # else every evaluation would start new ones
+    )
+    arguments.mixed_precision = "bf16" if mixed else "no"  # and not what accelerate's configuration says
+    if on_gpu:  # not by the argument `tf32`: transformers heeds it once a process
+        torch.backends.fp32_precision = "tf32" if mixed else "ieee"
+    return arguments
+
+
+@contextmanager
+def restored_precision() -> Iterator[None]:
+    """Leave TF32, a switch of the whole process, as it was: who predicts after a run in a notebook expects float32."""
+    before = torch.backends.fp32_precision
+    try:
+        yield
+    finally:
+        torch.backends.fp32_precision = before
+
+
+def _require_tracker(name: str) -> None:
+    """Refuse a tracker that transformers does not know, or whose package is missing."""
+    try:
+        for callback in get_reporting_integration_callbacks(name):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"report_to is {name!r}: {first_line(error)}; install the tracker, or use none") from error
