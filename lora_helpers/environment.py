@@ -116,7 +116,7 @@ def choose_profile(wanted: str | None = None) -> tuple[str, str]:
     if wanted:
         return wanted, "as the parameters say"
     if named := os.environ.get("PROFILE"):
-        return named, "as the variable PROFILE says"
+        return named, "as the environment variable PROFILE says"
     if best_device().type != "cuda":
         return "mini", "no GPU here, and it needs none"
     for kind, name in (("model", ROBERTA_BASE), ("dataset", AG_NEWS)):

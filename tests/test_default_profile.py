@@ -50,7 +50,7 @@ def test_else_it_is_mini_and_says_why(machine, gpu, at_hand, reason):
 def test_what_the_user_says_wins(machine, monkeypatch):
     machine(gpu=True, at_hand=(ROBERTA_BASE, AG_NEWS))
     monkeypatch.setenv("PROFILE", "mini")
-    assert choose_profile() == ("mini", "as the variable PROFILE says")
+    assert choose_profile() == ("mini", "as the environment variable PROFILE says")
     assert choose_profile("mini-agnews") == ("mini-agnews", "as the parameters say")
     assert {"mini", "roberta-base"} <= PROFILES.keys()
 

@@ -155,12 +155,13 @@ def test_a_part_is_recorded_with_the_code_that_computed_it_beside_what_came_mean
 
 
 def test_the_rate_is_chosen_by_validation_loss_in_folders_of_fixed_names(folders, monkeypatch):
-    losses = {(5e-4, 30): 0.5, (1e-3, 30): 0.4, (2.5e-4, 30): 0.7, (5e-4, 100): 0.6}
+    losses = {5e-4: 0.5, 1e-3: 0.4, 2e-3: 0.6}
     trained = []
 
     def fake_train(config, run_dir, *, resume):
-        trained.append((run_dir.name, resume, config.max_steps, config.eval_steps, config.save_steps))
-        loss = losses[config.learning_rate, config.warmup_steps]
+        ends = config.max_steps, config.eval_steps, config.save_steps
+        trained.append((run_dir.name, resume, config.warmup_steps, *ends))
+        loss = losses[config.learning_rate]
         return {
             "config": config.to_dict(),
             "log": [{"eval_loss": loss, "eval_accuracy": 1 - loss, "step": 300}],
@@ -170,11 +171,9 @@ def test_the_rate_is_chosen_by_validation_loss_in_folders_of_fixed_names(folders
 
     monkeypatch.setattr(study, "train", fake_train)
     found = study.choose_rate()
-    names = [
-        f"mpnet-base-rate-{end}" for end in ("5e-4-warmup-30", "1e-3-warmup-30", "2.5e-4-warmup-30", "5e-4-warmup-100")
-    ]
-    assert trained == [(name, True, 300, 300, 300) for name in names]
-    assert (found["learning_rate"], found["warmup_steps"]) == (1e-3, 30)
+    names = [f"mpnet-base-rate-{rate}-warmup-30" for rate in ("5e-4", "1e-3", "2e-3")]
+    assert trained == [(name, True, 30, 300, 300, 300) for name in names]
+    assert found["learning_rate"] == 1e-3
     assert [row["validation_loss"] for row in found["runs"]] == list(losses.values())
     assert all(row["seconds"] == 9.0 and row["code"] == "code aaaaaaaaaa" for row in found["runs"])
 

@@ -20,8 +20,7 @@ def measured(tmp_path_factory):
         runs = tmp_path_factory.mktemp("runs")
         for module in (rivals, study):
             patch.setattr(module, "RUNS", runs)
-        patch.setattr(study, "SEEDS", (42, 43))
-        patch.setattr(rivals, "SEEDS_OF", dict.fromkeys(rivals.SEEDS_OF, (42, 43)))
+            patch.setattr(module, "SEEDS", (42, 43))
         patch.setattr(rivals, "RATES", {"head alone": (1e-3,), "full fine-tuning": (1e-4, 1e-3)})
         first = rivals.measure_rivals("mini", **SHORT)
         patch.setattr(rivals, "Trainer", None)  # a second time everything is read

@@ -95,14 +95,16 @@ def transfer() -> dict:
 
 
 def time_file(rows: int = 8000) -> dict:
-    """Seconds to label a file of AG News' training rows with the bundled base, loading included."""
+    """Seconds to label a file of AG News' training rows with the bundled base, loading included, by precision."""
+    seconds = {}
     with TemporaryDirectory() as folder:
         source = Path(folder) / "rows.jsonl"
         load_split(AG_NEWS, "train", AG_NEWS_REVISION).select(range(rows)).select_columns("text").to_json(source)
-        began = time.monotonic()
-        _load_small().predict_file(source, Path(folder) / "labels.csv", progress=False)
-        seconds = time.monotonic() - began
-    return {"rows": rows, "seconds": seconds, "rows_per_second": rows / seconds}
+        for precision in ("float32", "int8"):
+            began = time.monotonic()
+            _load_small(precision).predict_file(source, Path(folder) / f"{precision}.csv", progress=False)
+            seconds[precision] = time.monotonic() - began
+    return {"rows": rows, "seconds": seconds}
 
 
 def time_notebook() -> dict:
@@ -124,8 +126,8 @@ def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     return [draw_roberta_base(output_dir), *runs, path]
 
 
-def _load_small() -> Classifier:
-    return Classifier.from_checkpoint(CHECKPOINTS / "mini-agnews" / "checkpoint-2400")
+def _load_small(precision: str = "float32") -> Classifier:
+    return Classifier.from_checkpoint(CHECKPOINTS / "mini-agnews" / "checkpoint-2400", precision=precision)
 
 
 def _replace(target: Path, fresh: Path, card: str = "") -> None:

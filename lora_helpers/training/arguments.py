@@ -78,7 +78,6 @@ def make_arguments(plan: Plan) -> OneDeviceArguments:
         per_device_eval_batch_size=config.eval_batch_size * (4 if mixed and on_gpu else 1) * processes,
         eval_strategy="steps",
         logging_steps=config.eval_steps,
-        label_names=["labels"],  # PEFT hides them from the Trainer, and compute_metrics would never run
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
         disable_tqdm=True,  # our callback draws one bar, in a terminal and in a notebook alike
