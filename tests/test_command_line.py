@@ -330,6 +330,7 @@ def test_precision_reaches_the_classifier(monkeypatch, capsys):
     assert asked == [{"precision": "int8"}] and "Sci/Tech" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_weights_of_another(tmp_path, tiny_run, tiny_base, capsys):
     """At step 0, with the same adapter as before the first step (learning rate 1e-12), which a cold start has not."""
     fields = ("--base-model", tiny_base, "--max-length", 32, "--max-steps", 1, "--eval-steps", 1, "--save-steps", 1)

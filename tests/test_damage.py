@@ -25,6 +25,8 @@ from lora_helpers.training import run as training
 from lora_helpers.training.resuming import Beginning
 from lora_helpers.training.resuming import find_start as find
 
+pytestmark = pytest.mark.slow
+
 FILES = [
     *("adapter_config.json", WEIGHTS, "optimizer.pt", "rng_state.pth", "scheduler.pt", "tokenizer.json"),
     *("tokenizer_config.json", "trainer_state.json"),

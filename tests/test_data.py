@@ -184,6 +184,7 @@ def test_tokens_are_cut_but_never_padded_and_keep_their_special_tokens(tiny_base
     assert max(whole["length"]) > 20 and len(set(whole["length"])) > 5
 
 
+@pytest.mark.slow
 def test_ag_news_has_its_rows_and_the_original_split_its_640(ag_news_dir):
     assert len(load_split("fancyzhx/ag_news", "test", "x")) == 7600
     config = get_profile("original")

@@ -29,6 +29,7 @@ def words(figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_from_the_record_alone(tmp_path, monkeypatch, record):
     """No weights, no data, no torch: only run.json is there. The same record gives the same bytes, another one others."""
     (tmp_path / "run").mkdir()

@@ -80,6 +80,7 @@ def test_the_losses_fall_when_trained(rows):
     assert all(history[-1][name] < history[0][name] - 0.3 for name in history[0])
 
 
+@pytest.mark.slow
 def test_a_stopped_pretraining_resumes_to_the_same_weights(tmp_path):
     """On the bundled corpus: 20 steps, stopped at 10 and continued; then the base loads like any other."""
     import json

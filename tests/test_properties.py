@@ -28,7 +28,7 @@ from lora_helpers.field_checks import BATCH_ORDERS, SCHEDULERS
 from lora_helpers.files.documents import READERS, read_documents
 from lora_helpers.pretraining.trainer import TokenBudgetBatches
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 def tried(examples):
@@ -60,7 +60,6 @@ def require_same_predictions(classifier, texts, order, budget, window):
     np.testing.assert_allclose(*logits, atol=1e-4, rtol=0)
 
 
-@pytest.mark.slow
 @MODEL
 @given(data=st.data(), texts=TEXTS, budget=st.sampled_from([1, 40, 4096]), window=st.integers(1, 9))
 def test_a_prediction_depends_on_its_text_alone(classifier, data, texts, budget, window):

@@ -19,7 +19,7 @@ from lora_helpers.training.failures import failures_in_one_sentence
 from lora_helpers.training.resuming import Beginning
 from lora_helpers.training.run import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,6 @@ def at_step(monkeypatch):
     monkeypatch.undo()
 
 
-@pytest.mark.slow
 def test_killed_runs_end_with_the_same_bits(tiny_config, tmp_path):
     places = [drill.TRAINING, drill.WRITING, drill.EVALUATION, drill.WRITING]
     kills = drill.drill(tiny_config, tmp_path, places)
@@ -103,7 +102,6 @@ def test_the_command_that_goes_on_holds_every_changed_field_and_where_it_began(t
     assert "python -m" not in told(config.replace(profile="my own"), folder)  # no command knows that profile
 
 
-@pytest.mark.slow
 def test_the_command_that_a_stopped_run_tells_goes_on(tiny_base, tmp_path, at_step, capsys, monkeypatch):
     at_step(15, lambda: signal.raise_signal(signal.SIGINT))
     fields = ("--base-model", str(tiny_base), "--max-length", "32", "--max-steps", "20", "--save-steps", "10")
@@ -171,7 +169,6 @@ def assert_goes_on(config, run_dir, unbroken):
     assert drill.fingerprint(run_dir) == drill.fingerprint(unbroken)
 
 
-@pytest.mark.slow
 def test_a_second_process_is_refused_while_the_first_lives_and_not_after(tiny_config, tmp_path):
     run_dir = tmp_path / "run"
     process, busy = drill.start(drill.make_context(), tiny_config, run_dir)

@@ -147,6 +147,7 @@ def test_what_would_take_memory_or_time_is_refused_before_any_base_is_opened(che
 HANGS = r"(\w+\.?)+!"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -163,6 +164,7 @@ def test_a_regular_expression_without_end_is_refused(checkpoint, fields, monkeyp
     refused(checkpoint, "takes more than 1 s" if "[(" not in str(fields) else "PEFT cannot apply it")
 
 
+@pytest.mark.slow
 def test_the_expression_has_no_end_and_one_that_ends_is_matched(checkpoint):
     match = f"import re; re.fullmatch({HANGS!r}, 'roberta.encoder.layer.0.attention.self.query')"
     with pytest.raises(subprocess.TimeoutExpired):

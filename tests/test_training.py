@@ -70,6 +70,7 @@ def test_a_checkpoint_is_sealed_and_holds_no_pickle_of_the_arguments(unbroken):
         assert set(json.loads((folder / "manifest.json").read_text())["files"]) == names - {"manifest.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [70, 140])
 def test_a_resumed_run_ends_with_the_same_bits(unbroken, tmp_path, step):
     """Step 70 lies inside epoch 2, step 140 inside epoch 3; dropout and length grouping are on."""
@@ -89,12 +90,14 @@ def test_a_run_stopped_after_its_last_checkpoint_gets_its_record_and_no_further_
     assert last_bytes(stopped) == last_bytes(run_dir)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_bits(unbroken, tmp_path):
     config, run_dir, _ = unbroken
     train(config.replace(seed=43), tmp_path / "other")
     assert last_bytes(tmp_path / "other") != last_bytes(run_dir)
 
 
+@pytest.mark.slow
 def test_resume_takes_the_newest_whole_checkpoint_and_says_what_it_skips(unbroken, tmp_path, caplog):
     config, run_dir, record = unbroken
     stopped = tmp_path / "stopped"
@@ -122,6 +125,7 @@ def test_resuming_with_another_configuration_names_every_difference(unbroken, tm
     assert "lora_dropout" in str(caught.value) and "learning_rate" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_resuming_on_other_data_is_refused_unless_allowed(unbroken, tmp_path):
     config, run_dir, _ = unbroken
     start = tmp_path / "run" / "checkpoint-140"
@@ -197,6 +201,7 @@ def test_the_tokenizer_stands_beside_the_last_checkpoint_alone(unbroken):
     assert with_tokenizer == ["checkpoint-150"]
 
 
+@pytest.mark.slow
 def test_a_warm_start_takes_the_weights_alone(unbroken, tmp_path, monkeypatch):
     """A new optimizer and schedule: the first loss is what the checkpoint's last evaluation leads one to expect."""
     config, run_dir, _ = unbroken
@@ -310,6 +315,7 @@ def test_a_run_in_bfloat16_keeps_float32_weights_and_resumes_exactly(tiny_config
     assert again["resumed_from"]["arithmetic"] == BFLOAT16
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has one arithmetic for both")
 def test_resuming_under_another_arithmetic_is_said_and_recorded(unbroken, tmp_path, in_bfloat16, caplog):
     config, run_dir, _ = unbroken
