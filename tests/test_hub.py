@@ -19,6 +19,8 @@ from hub_server import Fault, HubServer
 from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, MPNET_BASE, PINNED, ROBERTA_BASE, ROBERTA_BASE_REVISION
 from lora_helpers.records import read_record
 
+pytestmark = pytest.mark.slow
+
 ROWS = {"train": 2000, "test": 400}
 SIZES = {"rows": ROWS, "parameters": SMALL_COUNTS}  # what the product insists on, for these repositories
 TEXTS = ["Central bank raises rates", "Striker scores twice in the final", "New chip halves the power of a phone"]
@@ -98,7 +100,6 @@ def fresh(served, repositories, tmp_path):
     return hub, client, ("train", "original", "--output-dir", tmp_path / "run", *_flags(ONE))
 
 
-@pytest.mark.slow
 def test_20_steps_of_both_profiles_from_the_hub_and_their_checkpoints_reloaded(runs):
     for outcome in runs.statuses.values():
         _require_success(outcome)

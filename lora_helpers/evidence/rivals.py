@@ -36,7 +36,7 @@ from .baselines import rows_in_batches
 from .study import SEEDS, compare_arms, repeat_seeds
 
 # Learning rates to choose from; full fine-tuning takes an hour of one core.
-RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (1e-4, 3e-4, 1e-3)}
+RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (3e-5, 1e-4, 3e-4, 1e-3)}
 STRENGTHS = (0.03, 0.3, 3.0, 30.0)  # C of the logistic regressions
 
 
