@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import json
 import re
 import shlex
 import shutil
@@ -63,6 +64,15 @@ def test_lines_are_short_and_links_lead_somewhere(path):
     for target in (a or b for a, b in links):
         if not target.startswith("http"):
             assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, REPOSITORY / "lora_helpers" / "evidence" / "card.md"], ids=str)
+def test_no_line_begins_with_a_mark(path):
+    """To Markdown it would be HTML, and break the paragraph; a table's mark stands on a line of its own."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+    assert re.findall(r"^ *(?:- )?<!--[a-z{].*<!--/-->", text, re.MULTILINE) == []
 
 
 def test_readme_comes_in_the_order_in_which_a_reader_asks():
