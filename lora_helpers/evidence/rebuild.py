@@ -107,6 +107,13 @@ def time_file(rows: int = 8000) -> dict:
     return {"rows": rows, "seconds": seconds}
 
 
+def grow() -> dict:
+    """Time and memory of a file of many rows in a stream."""
+    from .prediction_speed import measure_growth
+
+    return measure_growth(_load_small())
+
+
 def time_notebook() -> dict:
     """Wall time and peak memory of the notebook on its default profile, offline, as `make run` executes it."""
     import resource
@@ -162,7 +169,7 @@ PARTS = {
     "rivals": _later("rivals", "measure_rivals"),
     "transfer": transfer,
     "prediction-speed": time_file,
-    "growth": lambda: _later("prediction_speed", "measure_growth", _load_small())(),
+    "growth": grow,
     "int8": _later("prediction_speed", "compare_precisions"),
     "mpnet-int8": _later("prediction_speed", "compare_precisions", "mpnet-base"),
     "bench": _later("training_speed", "run_benchmark"),

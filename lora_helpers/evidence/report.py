@@ -29,7 +29,6 @@ FORMS: dict[str, Callable] = {
     "GiB": lambda mib: f"{mib / 1024:.1f}",
     "millions": lambda count: f"{count / 1e6:,.1f}",  # also bytes as MB
 }
-MORE = "weights of a checkpoint, MB", "LoRA beside it, on test rows"  # columns of the table of rivals
 # Not measured by this project: model, test accuracy, interval, seeds, trained parameters, labelled rows. README has the sources.
 PUBLISHED = (
     ("*published:* roberta-base, LoRA at rank 1 on query and value ¹", "0.9337", "", "", "630,532", "120,000"),
@@ -181,9 +180,8 @@ def _describe_linear_models(profiles: list[str], records: dict) -> Iterable[tupl
     fits, baselines = {}, records.get("baselines", {})
     for name, linear in ((name, baselines[name]) for name in profiles if name in baselines):
         chosen, everything = linear["chosen"], linear["all_rows"]
-        fits = fits or {
-            f"TF-IDF of {chosen['features']}, {chosen['model']}": everything
-        }  # shared where data are the same
+        title = f"TF-IDF of {chosen['features']}, {chosen['model']}"
+        fits = fits or {title: everything}  # profiles with the same data share it
         if name in records and "rows_seen" in linear and linear["rows_seen"]["train_rows"] < everything["train_rows"]:
             fits[f"the same, on the rows that `{name}` saw"] = linear["rows_seen"]
     for title, fit in fits.items():
@@ -221,7 +219,8 @@ def make_study(part: str, records: dict) -> Iterable[tuple[str, ...]]:
 
 def make_rivals(records: dict) -> Iterable[tuple[str, ...]]:
     """What LoRA adds to the head alone and lacks of full fine-tuning: means over seeds, and row by row at the first seed."""
-    yield "trained", "learning rate", "validation accuracy", "test accuracy", *MORE
+    head = "trained", "learning rate", "validation accuracy", "test accuracy"
+    yield *head, "weights of a checkpoint, MB", "LoRA beside it, on test rows"
     rivals = records.get("rivals", {"arms": {}})
     for arm, found in rivals["arms"].items():
         first, ours = found["runs"][0], rivals["arms"]["LoRA"]["runs"][0]

@@ -77,10 +77,11 @@ def repeat_seeds(profile: str, **fields) -> dict:
 
 def choose_rate(profile: str = "mpnet-base", steps: int = 300) -> dict:
     """Learning rate of a profile by short runs, a tenth of each its warm-up; the lowest validation loss is taken."""
-    rows, ends = [], dict.fromkeys(("max_steps", "eval_steps", "save_steps"), steps)
+    rows, warmup = [], steps // 10
+    shared = dict.fromkeys(("max_steps", "eval_steps", "save_steps"), steps) | {"warmup_steps": warmup}
     for rate in RATES:
-        config = get_profile(profile, learning_rate=float(rate), warmup_steps=steps // 10, **ends)
-        rows.append({"learning_rate": float(rate)} | train_once(config, f"{profile}-rate-{rate}-warmup-{steps // 10}"))
+        config = get_profile(profile, learning_rate=float(rate), **shared)
+        rows.append({"learning_rate": float(rate)} | train_once(config, f"{profile}-rate-{rate}-warmup-{warmup}"))
     best = min(rows, key=lambda row: row["validation_loss"])["learning_rate"]
     return {"profile": profile, "steps": steps, "learning_rate": best, "runs": rows}
 
