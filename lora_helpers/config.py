@@ -19,7 +19,8 @@ PINNED = {ROBERTA_BASE: ROBERTA_BASE_REVISION, MPNET_BASE: MPNET_BASE_REVISION, 
 LABELS = ("World", "Sports", "Business", "Sci/Tech")  # label 0-3; the CSV files say 1-4
 PRECISIONS = ("float32", "bfloat16", "int8")  # of prediction
 
-WATCHING_FIELDS = {"report_to", "eval_batch_size"}  # change nothing that is computed: a resumed run may differ in them
+# A resumed run may differ in them: they change nothing that is computed, or what the fingerprints of the rows tell.
+WATCHING_FIELDS = {"report_to", "eval_batch_size", "committed_rows"}
 SOURCES = {"base_model": "base_revision", "dataset": "dataset_revision"}  # what has a name, and its commit on the Hub
 
 _data, _model, _lora = partial(setting, "data"), partial(setting, "model"), partial(setting, "LoRA")
@@ -36,6 +37,7 @@ class RunConfig:
     dataset_revision: str | None = _data(
         AG_NEWS_REVISION, "commit", "commit on the Hub; none for a folder", "40 hex digits"
     )
+    committed_rows: bool = _data(False, "flag", "of AG News' training rows only those that the committed runs had")
     validation_size: int = _data(640, "count", "taken from train, unless the data bring their own", "rows")
     stratified: bool = _data(False, "flag", "the validation rows have the class shares of train")
     split_seed: int = _data(42, "seed", "draws the validation rows, the same ones whatever the run's seed")

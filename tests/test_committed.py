@@ -8,7 +8,7 @@ import pytest
 
 from lora_helpers import data
 from lora_helpers.checkpoints import hash_file, list_checkpoints, step_of
-from lora_helpers.config import get_profile
+from lora_helpers.config import RunConfig, get_profile
 from lora_helpers.errors import InputError
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
@@ -65,7 +65,7 @@ def test_the_base_was_pretrained_on_the_training_rows_of_mini_agnews_alone():
 @pytest.mark.parametrize("profile", ["mini", "mini-agnews"])
 def test_the_committed_run_is_the_profile(profile):
     record = read_record(CHECKPOINTS / profile)
-    assert record["config"] == get_profile(profile).to_dict()
+    assert RunConfig(**record["config"]) == get_profile(profile)
     hashes = {step_of(c): hash_file(c / "adapter_model.safetensors") for c in list_checkpoints(CHECKPOINTS / profile)}
     assert hashes == {int(step): c["adapter_sha256"] for step, c in record["checkpoints"].items()}
     steps = [int(c.name.rpartition("-")[2]) for c in list_checkpoints(CHECKPOINTS / profile)]

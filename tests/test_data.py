@@ -10,6 +10,8 @@ from lora_helpers import data
 from lora_helpers.config import LABELS, get_profile
 from lora_helpers.data import _carve_validation, fingerprint, load_ag_news, load_split, read_rows, tokenize
 from lora_helpers.errors import InputError
+from lora_helpers.files.places import CHECKPOINTS
+from lora_helpers.records import read_record
 
 
 def write_rows(path, rows):
@@ -150,6 +152,41 @@ def test_the_hubs_parquet_files_in_a_folder_hold_the_same_rows(tmp_path):
         tmp_path / "hub" / "data" / "train-00000-of-00001.parquet"
     )
     assert fingerprint(load_split(str(tmp_path / "hub"), "train")) == fingerprint(rows)
+
+
+def test_the_committed_rows_are_found_among_others_in_their_own_order(tmp_path, monkeypatch, caplog):
+    ours = make_rows(40)
+    write_rows(tmp_path / "train.csv", ours)
+    monkeypatch.setattr(data, "COMMITTED_ROWS", tmp_path / "rows.bin")
+    expected = load_split(str(tmp_path), "train")
+    data.COMMITTED_ROWS.write_bytes(b"".join(data.row_marks(expected)))
+
+    def select(rows):
+        write_rows(tmp_path / "train.csv", rows)
+        splits = load_ag_news(get_profile("mini", dataset=str(tmp_path), validation_size=8, committed_rows=True))
+        return splits.train["text"][:] + splits.validation["text"][:]
+
+    first = select(ours)
+    others = [(i % 4 + 1, f"title {i}", f"another {i}") for i in range(200)]
+    assert select(ours[::-1] + others) == select(others + ours) == first and len(first) == 40
+    spelt = [(label, title.upper(), f"{text} .") for label, title, text in ours]
+    assert [text.replace(" .", "").casefold() for text in select(spelt)] == [text.casefold() for text in first]
+    assert "rows of the committed runs are here" not in caplog.text
+    swapped = [(label % 4 + 1, title, text) for label, title, text in ours[:8]] + ours[8:]
+    assert len(select(swapped + others)) == 32 and "32 of 40 rows of the committed runs are here" in caplog.text
+    with pytest.raises(InputError, match="committed_rows: none of those 40 rows is among these"):
+        select(others)
+
+
+@pytest.mark.slow
+def test_the_listed_rows_are_those_of_the_committed_runs(ag_news_dir, tmp_path, monkeypatch):
+    rows = load_split(str(ag_news_dir), "train").to_pandas()
+    strangers = rows.assign(text="another " + rows["text"]).head(40_000)
+    pd.concat([strangers, rows]).sample(frac=1, random_state=0).to_parquet(tmp_path / "train.parquet")
+    monkeypatch.setenv("AG_NEWS_DIR", str(tmp_path))
+    found = load_ag_news(get_profile("mini-agnews", committed_rows=True)).fingerprints()
+    assert found == read_record(CHECKPOINTS / "mini-agnews")["data"]["sha256"]
+    assert load_ag_news(get_profile("mini-agnews")).fingerprints() != found
 
 
 def test_shuffled_labels_keep_texts_and_counts():

@@ -171,7 +171,8 @@ def test_the_rate_is_chosen_by_validation_loss_in_folders_of_fixed_names(folders
 
     monkeypatch.setattr(study, "train", fake_train)
     found = study.choose_rate()
-    names = [f"mpnet-base-rate-{rate}-warmup-30" for rate in ("5e-4", "1e-3", "2e-3")]
+    ends = "eval_steps=300{}-max_steps=300-save_steps=300-warmup_steps=30"
+    names = [f"mpnet-base-{ends}".format(rate) for rate in ("-learning_rate=0.0005", "-learning_rate=0.001", "")]
     assert trained == [(name, True, 30, 300, 300, 300) for name in names]
     assert found["learning_rate"] == 1e-3
     assert [row["validation_loss"] for row in found["runs"]] == list(losses.values())
@@ -190,7 +191,7 @@ def test_a_study_pairs_its_arms_by_seed(folders, monkeypatch):
 
     monkeypatch.setattr(study, "train", fake_train)
     arms = {"ours": {}, "random-order": {"batch_order": "random"}}
-    found = study.run_study("order", "mini-agnews", arms, seeds=(1, 2, 3))
+    found = study.run_study(arms, seeds=(1, 2, 3))
     assert found["seeds"] == [1, 2, 3] and found["code"] == ["code aaaaaaaaaa, not committed"]
     assert found["variants"]["random-order"]["difference"] == pytest.approx(0.01)
     assert found["variants"]["random-order"]["interval"] == pytest.approx([0.01, 0.01])

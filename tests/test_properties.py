@@ -195,7 +195,10 @@ VALID = {
     **dict.fromkeys(("base_dropout", "lora_dropout", "adam_beta1", "adam_beta2", "label_smoothing_factor"), SHARE),
     **dict.fromkeys(("lora_alpha", "learning_rate", "adam_epsilon", "max_grad_norm"), POSITIVE),
     **dict.fromkeys(("validation_size", "batch_size", "eval_batch_size", "max_steps", "warmup_steps"), COUNT),
-    **{name: st.booleans() for name in ("random_base", "stratified", "shuffled_labels", "mixed_precision")},
+    **{
+        name: st.booleans()
+        for name in ("random_base", "stratified", "shuffled_labels", "mixed_precision", "committed_rows")
+    },
     **dict.fromkeys(("seed", "split_seed"), SEED),
     "weight_decay": st.one_of(st.integers(0, 9), numbers(0, None, allow_infinity=False)),
     "max_length": st.integers(3, 2**31 - 1),

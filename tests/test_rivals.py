@@ -7,7 +7,7 @@ from lora_helpers.checkpoints import list_checkpoints
 from lora_helpers.config import get_profile
 from lora_helpers.data import load_split
 from lora_helpers.evaluation import from_digits
-from lora_helpers.evidence import rivals, study
+from lora_helpers.evidence import baselines, rivals, study
 from lora_helpers.inference import Classifier
 from lora_helpers.training.run import train
 
@@ -39,6 +39,38 @@ def test_the_head_on_kept_vectors_ends_as_the_trainers_with_adapters_held_at_not
 
 
 @pytest.mark.slow
+def test_few_labels_are_drawn_by_class_and_the_linear_model_sees_the_same(tmp_path, monkeypatch):
+    for module in (rivals, study):
+        monkeypatch.setattr(module, "RUNS", tmp_path)
+        monkeypatch.setattr(module, "get_profile", lambda name, **changes: get_profile(name, **SHORT | changes))
+    monkeypatch.setattr(rivals, "SEEDS", (42,))
+    monkeypatch.setattr(baselines, "STRENGTHS", {"linear SVM": (1.0,), "logistic regression": (3.0,)})
+    found = rivals.count_labels("mini", (40,))
+    assert [(each["rows"], each["rows_seen"]) for each in found["sizes"]] == [(40, 40), (840, 320)]
+    few, everything = found["sizes"]
+    labels = load_split(str(tmp_path / "mini-40-rows"), "train")["label"][:]
+    assert [labels.count(label) for label in range(4)] == [10] * 4
+    assert few["linear"]["train_rows"] == 40 and everything["linear"]["accuracy"] > few["linear"]["accuracy"]
+    for each in found["sizes"]:
+        for model, key in ((each["linear"], "accuracy"), (each["runs"][0], "test_accuracy")):
+            predictions = model["predictions" if model is each["linear"] else "test_predictions"]
+            assert model[key] == np.mean(from_digits(predictions) == from_digits(found["labels"]))
+    monkeypatch.setattr("lora_helpers.training.trainer.make_trainer", None)  # trained and scored once
+    monkeypatch.setattr(study, "score_on_test", None)
+    assert rivals.count_labels("mini", (40,)) == found
+
+
+def test_vectors_by_counts_are_fitted_on_training_rows_alone():
+    texts = {
+        "train": ["oil prices rise", "stocks and oil fall", "a cup final", "cup of oil"],
+        "test": ["oil", "unheard"],
+    }
+    found = rivals.embed_by_counts(texts, width=2)
+    assert {part: each.shape for part, each in found.items()} == {"train": (4, 2), "test": (2, 2)}
+    assert np.abs(found["test"][0]).max() > 0 and not found["test"][1].any()
+
+
+@pytest.mark.slow
 def test_lora_is_the_run_that_train_makes(measured, tmp_path):
     record = train(get_profile("mini", **SHORT), tmp_path / "run")
     row = measured["arms"]["LoRA"]["runs"][0]
@@ -60,9 +92,9 @@ def test_everything_is_trained_in_full_at_the_rate_that_validation_rows_prefer(m
 @pytest.mark.slow
 def test_frozen_vectors_of_a_text_do_not_depend_on_its_batch(measured):
     config = get_profile("mini")
-    rows, *_ = rivals._tokenize(config)
+    rows, *_ = rivals._tokenize(config, rivals._load_parts(config))
     ids = rows["validation"]["input_ids"][:]
     together, alone = rivals.encode(config, ids), rivals.encode(config, ids[7:8])
     for kind in ("<s>", "mean"):
         assert np.allclose(together[kind][7], alone[kind][0], atol=1e-5)
-    assert [row["vectors"] for row in measured["probes"]] == ["<s>", "mean"]
+    assert [row["vectors"] for row in measured["probes"]] == ["<s>", "mean", "LSA"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+from datasets import Dataset
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -16,7 +17,7 @@ from sklearn.svm import LinearSVC
 
 from ..batching import LengthGroupedSampler
 from ..config import RunConfig, get_profile
-from ..data import load_ag_news, load_split, tokenize
+from ..data import Splits, load_ag_news, load_split, tokenize
 from ..evaluation import scores, to_digits
 from ..model import load_base
 
@@ -52,6 +53,12 @@ def measure_baselines(profiles: tuple[str, ...] = ("mini", "mini-agnews", "mpnet
     return found
 
 
+def fit_linear(splits: Splits, test: Dataset) -> dict:
+    """The best of all linear models on validation rows (`chosen`), fitted on the training rows, and its test scores."""
+    best = max(_try_all(splits), key=lambda row: row["validation_accuracy"])
+    return {"chosen": best} | _score(best, splits.train, test)
+
+
 def rows_seen(config: RunConfig, train) -> np.ndarray:
     """Indices <int64> of the training rows in the batches of the run `config`, each once, in ascending order."""
     _, tokenizer, _ = load_base(config.base_model, config.base_revision)
@@ -68,7 +75,7 @@ def rows_in_batches(config: RunConfig, lengths: list[int]) -> np.ndarray:
     return np.array(seen[:wanted])
 
 
-def _try_all(splits) -> list[dict]:
+def _try_all(splits: Splits) -> list[dict]:
     """Validation accuracy of every kind of features, of model, and every C."""
     labels, rows = splits.validation["label"][:], []
     for features, options in FEATURES.items():

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from ..architecture import draw_roberta_base
 from ..checkpoints import list_checkpoints, load_checkpoint
 from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
-from ..data import load_split
+from ..data import COMMITTED_ROWS, load_split, row_marks
 from ..environment import code_mark, environment
 from ..errors import InputError
 from ..figures import draw_figures, draw_throughput, save
@@ -30,7 +30,7 @@ from ..inference import Classifier, evaluate_classifier
 from ..model import lora_norms
 from ..records import committed_runs, read_evidence, read_record, write_evidence, write_record
 from ..training.run import train
-from .study import ABLATIONS, AT_THE_END, choose_rate, repeat_seeds, run_study, score_on_test, train_once
+from . import study
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def rerun_profile(profile: str) -> None:
     """The committed run of a profile: trained, or gone on with where it was stopped, tested, and put in its place."""
     config, fresh = get_profile(profile), RUNS / f"evidence-{profile}"
     record = train(config, fresh, resume=True)
-    record["test"] = score_on_test(config, fresh)
+    record["test"] = study.score_on_test(config, fresh)
     write_record(fresh, record)
     if 2 * 4 * record["parameters"]["trainable"] > LARGE_STATES:  # AdamW's two moments
         for folder in list_checkpoints(fresh)[:-2]:
@@ -76,7 +76,7 @@ def score_again() -> None:
     mark = code_mark(environment())
     for run in committed_runs():
         record = read_record(run)
-        record["test"] = score_on_test(get_profile(run.name), run) | {"code": mark}
+        record["test"] = study.score_on_test(get_profile(run.name), run) | {"code": mark}
         record["lora_norms"] = lora_norms(load_checkpoint(list_checkpoints(run)[-1])[0])
         write_record(run, record)
 
@@ -87,6 +87,11 @@ def rebuild_base() -> None:
 
     pretrain(PretrainingConfig(), RUNS / "roberta-mini", resume=True)
     _replace(CHECKPOINTS / "roberta-mini", RUNS / "roberta-mini")
+
+
+def list_rows() -> None:
+    """checkpoints/ag_news_rows.bin: which of AG News' training rows there are here, in their order."""
+    COMMITTED_ROWS.write_bytes(b"".join(row_marks(load_split(AG_NEWS, "train", AG_NEWS_REVISION))))
 
 
 def transfer() -> dict:
@@ -157,23 +162,30 @@ def _later(module: str, function: str, *arguments) -> Callable:
 PARTS = {
     "base": rebuild_base,
     **{profile: partial(rerun_profile, profile) for profile in PROFILES},
+    "rows": list_rows,
     "test-scores": score_again,
-    "mini-seeds": partial(repeat_seeds, "mini"),
-    "mini-agnews-seeds": partial(repeat_seeds, "mini-agnews"),
-    "mpnet-rates": choose_rate,
-    "ablations": partial(run_study, "ablations", "mini-agnews", ABLATIONS, **AT_THE_END),
+    "mini-seeds": partial(study.repeat_seeds, "mini"),
+    "mini-agnews-seeds": partial(study.repeat_seeds, "mini-agnews"),
+    "mpnet-rates": study.choose_rate,
+    "ablations": partial(study.run_study, study.ABLATIONS),
+    "places": partial(study.run_study, study.PLACES),
+    "ranks": partial(study.run_study, study.RANKS, seeds=study.SEEDS),
+    "peaks": partial(study.run_study, study.PEAKS, seeds=study.SEEDS[:2]),
     # Controls: a permutation of the labels a seed; a base of random weights.
-    "shuffled-labels": partial(repeat_seeds, "mini", shuffled_labels=True),
-    "random-base": lambda: train_once(get_profile("mini-agnews", random_base=True), "mini-agnews-random-base"),
+    "shuffled-labels": partial(study.repeat_seeds, "mini", shuffled_labels=True),
+    "random-base": lambda: study.train_once(get_profile("mini-agnews", random_base=True)),
     "baselines": _later("baselines", "measure_baselines"),
     "rivals": _later("rivals", "measure_rivals"),
+    "label-counts": _later("rivals", "count_labels"),
+    "label-noise": _later("limits", "count_contradictions"),
+    "temperature": _later("limits", "fit_temperature"),
     "transfer": transfer,
     "prediction-speed": time_file,
     "growth": grow,
     "int8": _later("prediction_speed", "compare_precisions"),
-    "mpnet-int8": _later("prediction_speed", "compare_precisions", "mpnet-base"),
+    "mpnet-int8": _later("prediction_speed", "compare_precisions", "mpnet-base", "int8", 1),
     "bench": _later("training_speed", "run_benchmark"),
     "notebook": time_notebook,
     "figures": draw,
 }
-NAMED_ALONE = ("base", "test-scores", "mpnet-rates", "mpnet-int8")  # run when asked for by name
+NAMED_ALONE = ("base", "rows", "test-scores", "mpnet-rates", "mpnet-int8")  # run when asked for by name

@@ -13,6 +13,8 @@ from functools import partial
 import numpy as np
 import torch
 from datasets import Dataset
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -24,7 +26,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from ..bases import load_base
 from ..batching import batches_by_tokens, pad
 from ..config import RunConfig, get_profile
-from ..data import load_ag_news, load_split, tokenize
+from ..data import Splits, load_ag_news, load_split, tokenize
 from ..environment import code_mark, environment, watch_peak_memory
 from ..evaluation import to_digits
 from ..files.hub import base_files
@@ -32,8 +34,8 @@ from ..files.manifests import write_atomically
 from ..files.places import RUNS
 from ..model import build_meta_model, count_parameters
 from ..training.arguments import Plan, make_arguments
-from .baselines import rows_in_batches
-from .study import SEEDS, compare_arms, repeat_seeds
+from .baselines import fit_linear, rows_in_batches
+from .study import SEEDS, compare_arms, repeat_seeds, train_and_test
 
 # Learning rates to choose from; full fine-tuning takes an hour of one core.
 RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (3e-5, 1e-4, 3e-4, 1e-3)}
@@ -43,8 +45,11 @@ STRENGTHS = (0.03, 0.3, 3.0, 30.0)  # C of the logistic regressions
 def measure_rivals(profile: str = "mini-agnews", **changes) -> dict:
     """Every arm and seed on validation and test rows, the rates that were tried, and the probes of the frozen base."""
     config, tried = get_profile(profile, **changes), {}
-    rows, lengths, tokenizer = _tokenize(config)
+    parts = _load_parts(config)
+    rows, lengths, tokenizer = _tokenize(config, parts)
     vectors = {part: encode(config, each["input_ids"][:]) for part, each in rows.items()}
+    for part, each in embed_by_counts({part: each["text"][:] for part, each in parts.items()}).items():
+        vectors[part]["LSA"] = each
     # Nothing changes what the head alone is given, so it is computed once.
     kept = {part: {"features": vectors[part]["<s>"], "labels": each["labels"][:]} for part, each in rows.items()}
     kept = {part: Dataset.from_dict(each).with_format("numpy") for part, each in kept.items()}
@@ -66,6 +71,27 @@ def measure_rivals(profile: str = "mini-agnews", **changes) -> dict:
     return found | {"arms": {arm: compared[arm] | {"runs": runs} for arm, runs in arms.items()}}
 
 
+def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 2000, 8000, 32_000)) -> dict:
+    """LoRA with few labels and with all: the profile's steps on `sizes` training rows, drawn by class, beside a linear model
+    that is chosen and fitted on the same rows. `rows_seen` is the number of them in the batches."""
+    config, found = get_profile(profile), []
+    splits, test = load_ag_news(config), load_split(config.dataset, "test", config.dataset_revision)
+    for size in (*sizes, len(splits.train)):
+        part = splits.train
+        if size < len(part):
+            part = part.train_test_split(train_size=size, seed=config.split_seed, stratify_by_column="label")["train"]
+        folder = RUNS / f"{profile}-{size}-rows"
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, rows in (("train", part), ("validation", splits.validation), ("test", test)):
+            rows.to_parquet(folder / f"{split}.parquet")
+        linear = fit_linear(Splits(part, splits.validation, splits.source), test)
+        runs = [train_and_test(get_profile(profile, dataset=str(folder), seed=seed)) for seed in SEEDS]
+        found.append(
+            {"rows": size, "rows_seen": min(size, config.max_steps * config.batch_size), "linear": linear, "runs": runs}
+        )
+    return {"profile": profile, "labels": to_digits(test["label"][:]), "sizes": found}
+
+
 def encode(config: RunConfig, ids: list[list[int]]) -> dict[str, np.ndarray]:
     """The frozen base's vectors of tokenised rows: that of `<s>`, and the `mean` over all tokens; <float32>[n, width]."""
     folder, found = base_files(config.base_model, config.base_revision), {}
@@ -83,7 +109,7 @@ def encode(config: RunConfig, ids: list[list[int]]) -> dict[str, np.ndarray]:
 
 
 def probe(vectors: dict[str, dict[str, np.ndarray]], labels: dict[str, list[int]], seen: np.ndarray) -> list[dict]:
-    """Logistic regression on each kind of frozen vectors, standardised, its C chosen on validation rows; fitted on the
+    """Logistic regression on each kind of fixed vectors, standardised, its C chosen on validation rows; fitted on the
     training rows `seen` <int64>[n], those of a run."""
     found = []
     for kind in vectors["train"]:
@@ -97,11 +123,23 @@ def probe(vectors: dict[str, dict[str, np.ndarray]], labels: dict[str, list[int]
     return found
 
 
-def _tokenize(config: RunConfig) -> tuple[dict[str, Dataset], list[int], PreTrainedTokenizerBase]:
-    """Tokens of `train`, `validation` and `test`, the lengths of the first, and the tokenizer."""
-    splits, (_, tokenizer, _) = load_ag_news(config), load_base(config.base_model, config.base_revision)
-    test = load_split(config.dataset, "test", config.dataset_revision)
-    parts = {"train": splits.train, "validation": splits.validation, "test": test}
+def embed_by_counts(texts: dict[str, list[str]], width: int = 256) -> dict[str, np.ndarray]:
+    """Vectors that no transformer made, by part: latent semantic analysis (a truncated SVD of TF-IDF over words) fitted on
+    the training texts; <float64>[n, width]."""
+    lsa = make_pipeline(TfidfVectorizer(sublinear_tf=True), TruncatedSVD(width, random_state=0)).fit(texts["train"])
+    return {part: lsa.transform(each) for part, each in texts.items()}
+
+
+def _load_parts(config: RunConfig) -> dict[str, Dataset]:
+    splits, test = load_ag_news(config), load_split(config.dataset, "test", config.dataset_revision)
+    return {"train": splits.train, "validation": splits.validation, "test": test}
+
+
+def _tokenize(
+    config: RunConfig, parts: dict[str, Dataset]
+) -> tuple[dict[str, Dataset], list[int], PreTrainedTokenizerBase]:
+    """Tokens of each part, the lengths of `train`, and the tokenizer."""
+    _, tokenizer, _ = load_base(config.base_model, config.base_revision)
     rows = {part: tokenize(each, tokenizer, config.max_length) for part, each in parts.items()}
     return {part: each.remove_columns("length") for part, each in rows.items()}, rows["train"]["length"][:], tokenizer
 

@@ -7,6 +7,7 @@ finished; so each row says which code trained it. `rebuild` records each study a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -16,29 +17,34 @@ from ..data import load_split
 from ..environment import code_mark
 from ..files.places import CHECKPOINTS, RUNS
 from ..inference import Classifier, evaluate_classifier
-from ..records import read_record, validation_rows
+from ..records import read_record, validation_rows, write_record
 from ..training.run import train
 
 SEEDS = (42, 43, 44)
-RATES = ("5e-4", "1e-3", "2e-3")  # learning rate at its peak
+RATES = (5e-4, 1e-3, 2e-3)  # learning rate at its peak
 
-# No speed bought with accuracy: with and without what makes a step fast. Each arm changes fields of the profile.
-ABLATIONS = {
+# Each arm changes fields of the profile; the first, to which the others are compared, none.
+ABLATIONS = {  # no speed bought with accuracy: with and without what makes a step fast
     "ours": {},  # rows of like length share a batch; no dropout in the frozen base
     "random-order": {"batch_order": "random"},
     "base-dropout": {"base_dropout": 0.1},
 }
-AT_THE_END = {"eval_steps": 2400, "save_steps": 2400}  # which is all that is compared
+PLACES = {  # as many trained numbers in each
+    "query": {},
+    "value": {"lora_targets": ("value",)},
+    "key": {"lora_targets": ("key",)},
+    "query and value, rank 1": {"lora_targets": ("query", "value"), "lora_rank": 1, "lora_alpha": 2.0},
+}
+RANKS = {"rank 2": {}} | {f"rank {r}": {"lora_rank": r, "lora_alpha": 2.0 * r} for r in (1, 8, 64)}  # alpha / r stays
+PEAKS = {"2e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "4e-3", "8e-3")}
 
 
-def run_study(
-    name: str, profile: str, arms: dict[str, dict], *, seeds: Sequence[int] = range(42, 47), **shared
-) -> dict:
+def run_study(arms: dict[str, dict], *, profile: str = "mini-agnews", seeds: Sequence[int] = range(42, 47)) -> dict:
     """Validation accuracy of every arm and seed, and how each arm compares with the first; see `compare_arms`."""
-    runs = {}
-    for arm, fields in arms.items():
-        configs = [get_profile(profile, seed=seed, **shared, **fields) for seed in seeds]
-        runs[arm] = [train_once(config, f"{name}-{arm}-{config.seed}") for config in configs]
+    runs, steps = {}, get_profile(profile).max_steps
+    for arm, fields in arms.items():  # evaluated at the end, which is all that is compared
+        configs = [get_profile(profile, seed=seed, eval_steps=steps, save_steps=steps, **fields) for seed in seeds]
+        runs[arm] = [train_once(config) for config in configs]
     found = compare_arms({arm: [row["validation_accuracy"] for row in rows] for arm, rows in runs.items()})
     code = sorted({row["code"] for rows in runs.values() for row in rows})
     return {"profile": profile, "seeds": list(seeds), "variants": found, "code": code}
@@ -64,13 +70,12 @@ def repeat_seeds(profile: str, **fields) -> dict:
     """The profile with three seeds: test and validation accuracy, mean and standard deviation (n - 1), curves."""
     rows = []
     for seed in SEEDS:
-        config, name = get_profile(profile, seed=seed, **fields), "-".join([profile, *fields, str(seed)])
+        config = get_profile(profile, seed=seed, **fields)
         if config == get_profile(profile) and (CHECKPOINTS / profile).is_dir():  # the committed run is this one
             record = read_record(CHECKPOINTS / profile)
-            row, test = _describe(record), record["test"]
+            rows.append(_describe(record) | _describe_test(record["test"]))
         else:
-            row, test = train_once(config, name), score_on_test(config, RUNS / name)
-        rows.append(row | {f"test_{key}": test[key] for key in ("accuracy", "interval", "predictions")})
+            rows.append(train_and_test(config))
     means = {each: _mean_and_std([row[f"{each}_accuracy"] for row in rows]) for each in ("test", "validation")}
     return {"runs": rows} | {f"{each}_{name}": value for each in means for name, value in means[each].items()}
 
@@ -80,15 +85,33 @@ def choose_rate(profile: str = "mpnet-base", steps: int = 300) -> dict:
     rows, warmup = [], steps // 10
     shared = dict.fromkeys(("max_steps", "eval_steps", "save_steps"), steps) | {"warmup_steps": warmup}
     for rate in RATES:
-        config = get_profile(profile, learning_rate=float(rate), **shared)
-        rows.append({"learning_rate": float(rate)} | train_once(config, f"{profile}-rate-{rate}-warmup-{warmup}"))
+        config = get_profile(profile, learning_rate=rate, **shared)
+        rows.append({"learning_rate": rate} | train_once(config))
     best = min(rows, key=lambda row: row["validation_loss"])["learning_rate"]
     return {"profile": profile, "steps": steps, "learning_rate": best, "runs": rows}
 
 
-def train_once(config: RunConfig, name: str) -> dict:
-    """What came of the run in checkpoints/runs/NAME: trained, gone on with, or finished before."""
-    return _describe(train(config, RUNS / name, resume=True))
+def train_once(config: RunConfig) -> dict:
+    """What came of a run in checkpoints/runs/: trained, gone on with, or finished before."""
+    return _describe(train(config, run_folder(config), resume=True))
+
+
+def train_and_test(config: RunConfig) -> dict:
+    """The same with the scores on the test split, which the run's record keeps."""
+    folder = run_folder(config)
+    record = train(config, folder, resume=True)
+    if "test" not in record:
+        write_record(folder, record | {"test": score_on_test(config, folder)})
+    return _describe(record) | _describe_test(read_record(folder)["test"])
+
+
+def run_folder(config: RunConfig) -> Path:
+    """checkpoints/runs/ and a name that says what a run changes of its profile, so that studies share their runs."""
+    changed = config.portable().differences(get_profile(config.profile).to_dict())
+    values = {name: "+".join(mine) if isinstance(mine, list) else mine for name, (mine, _) in changed.items()}
+    return RUNS / "-".join(
+        [config.profile, *(f"{name}={str(value).rpartition('/')[2]}" for name, value in values.items())]
+    )
 
 
 def score_on_test(config: RunConfig, run_dir) -> dict:
@@ -107,6 +130,10 @@ def _describe(record: dict) -> dict:
         "seconds": record["timing"]["seconds"],
         "code": code_mark(record["environment"]),
     }
+
+
+def _describe_test(test: dict) -> dict:
+    return {f"test_{key}": test[key] for key in ("accuracy", "interval", "predictions")}
 
 
 def _mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
