@@ -51,5 +51,6 @@ def test_the_temperature_undoes_what_is_too_sure(too_sure, monkeypatch):
     found = limits.fit_temperature("mini", resamples=50)
     assert found["temperature"] == pytest.approx(too_sure, rel=0.1)
     before, after = found["before"], found["after"]
-    assert (after["ece"] < before["interval"][0]) == (too_sure > 1)
+    assert (found["difference"]["interval"][0] > 0) == (too_sure > 1)
+    assert found["difference"]["ece"] == pytest.approx(before["ece"] - after["ece"])
     assert after["ece"] < 0.03

@@ -38,7 +38,8 @@ def count_contradictions(near: float = 0.9) -> dict:
 
 def fit_temperature(profile: str = "mini-agnews", resamples: int = 1000) -> dict:
     """The one temperature that logits are divided by (Guo et al., ICML 2017, section 4.2), by the loss on a run's validation
-    rows; its expected calibration error on test rows `before` and `after`, with 95 % intervals (percentile bootstrap)."""
+    rows; its expected calibration error on test rows `before` and `after`, and the `difference`, each with its 95 % interval
+    (bootstrap over rows, percentiles; the two are drawn together, so the difference is paired)."""
     config, parts = get_profile(profile), {}
     classifier = Classifier.from_checkpoint(list_checkpoints(CHECKPOINTS / profile)[-1])
     test = load_split(config.dataset, "test", config.dataset_revision)
@@ -53,17 +54,14 @@ def fit_temperature(profile: str = "mini-agnews", resamples: int = 1000) -> dict
 
     temperature = float(minimize_scalar(loss, bounds=(0.1, 10), method="bounded").x)
     logits, labels = parts["test"]
-    ece = {
-        name: _error_with_interval(softmax(logits / t, axis=1), labels, resamples)
-        for name, t in (("before", 1.0), ("after", temperature))
-    }
-    return {"profile": profile, "temperature": temperature, **ece}
+    probabilities = [softmax(logits / t, axis=1) for t in (1.0, temperature)]
 
-
-def _error_with_interval(probabilities: np.ndarray, labels: np.ndarray, resamples: int) -> dict:
-    def error(rows) -> float:
-        return calibration(probabilities[rows], labels[rows])["ece"]
+    def errors(rows: np.ndarray) -> np.ndarray:
+        before, after = (calibration(each[rows], labels[rows])["ece"] for each in probabilities)
+        return np.array([before, after, before - after])
 
     rows = np.arange(len(labels))
-    drawn = bootstrap((rows,), error, n_resamples=resamples, vectorized=False, method="percentile", rng=0)
-    return {"ece": error(rows), "interval": [float(end) for end in drawn.confidence_interval]}
+    drawn = bootstrap((rows,), errors, n_resamples=resamples, vectorized=False, method="percentile", rng=0)
+    found = zip(("before", "after", "difference"), errors(rows), *drawn.confidence_interval, strict=True)
+    named = {name: {"ece": float(ece), "interval": [float(low), float(high)]} for name, ece, low, high in found}
+    return {"profile": profile, "temperature": temperature} | named
