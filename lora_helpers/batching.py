@@ -2,7 +2,7 @@
 of it follows from lengths or token ids, a seed and an epoch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -32,7 +32,8 @@ class LengthGroupedSampler:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(len(self.lengths))
         if self.order == "length-grouped":
-            windows = _cut(order, self.batch_size * self.window)
+            span = self.batch_size * self.window
+            windows = np.split(order, range(span, len(order), span))
             order = np.concatenate([rows[np.argsort(self.lengths[rows], kind="stable")] for rows in windows])
             whole = len(order) // self.batch_size * self.batch_size
             batches = rng.permutation(order[:whole].reshape(-1, self.batch_size))
@@ -86,8 +87,4 @@ def padding_costs(lengths: Sequence[int], batch_size: int, *, seed: int = 0) -> 
 
 
 def _padded(lengths: np.ndarray, size: int) -> int:
-    return sum(len(part) * int(part.max()) for part in _cut(lengths, size))
-
-
-def _cut(order: np.ndarray, size: int) -> Iterable[np.ndarray]:
-    return (order[i : i + size] for i in range(0, len(order), size))
+    return sum(len(part) * int(part.max()) for part in np.split(lengths, range(size, len(lengths), size)))

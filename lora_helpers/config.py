@@ -19,7 +19,7 @@ PINNED = {ROBERTA_BASE: ROBERTA_BASE_REVISION, MPNET_BASE: MPNET_BASE_REVISION, 
 LABELS = ("World", "Sports", "Business", "Sci/Tech")  # label 0-3; the CSV files say 1-4
 PRECISIONS = ("float32", "bfloat16", "int8")  # of prediction
 
-# A resumed run may differ in them: they change nothing that is computed, or what the fingerprints of the rows tell.
+# A resumed run may differ in them: they change nothing that is computed, or only rows, whose fingerprints are compared.
 WATCHING_FIELDS = {"report_to", "eval_batch_size", "committed_rows"}
 SOURCES = {"base_model": "base_revision", "dataset": "dataset_revision"}  # what has a name, and its commit on the Hub
 

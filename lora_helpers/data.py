@@ -29,9 +29,7 @@ logger = logging.getLogger(__name__)
 HUB_ROWS = {"train": 120_000, "test": 7_600}  # Zhang, Zhao, LeCun (NeurIPS 2015), table 1
 WANTED = "{0}.csv, {0}.parquet, or a whole set {0}-00000-of-0000N.parquet"
 INSTEAD = "set AG_NEWS_DIR to a folder with train.csv and test.csv, or use PROFILE=mini"
-
-
-COMMITTED_ROWS = CHECKPOINTS / "ag_news_rows.bin"  # a mark of each training row of the committed runs, in order
+COMMITTED_ROWS = CHECKPOINTS / "ag_news_rows.bin"  # marks of the rows that their training and validation rows come from
 MARK_BYTES = 5  # of a SHA-256: among 120,000 rows two share one with a chance of 0.7 %
 
 

@@ -37,11 +37,9 @@ class RunRecord(dict):
         )
 
 
-def write_record(run_dir: Path, record: dict) -> Path:
+def write_record(run_dir: Path, record: dict) -> None:
     """Write `run.json`."""
-    path = Path(run_dir) / RECORD
-    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    return path
+    write_atomically(Path(run_dir) / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_record(run_dir: Path | str) -> RunRecord:

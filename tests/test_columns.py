@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from lora_helpers.config import LABELS, get_profile
 from lora_helpers.data import load_ag_news, load_split
 from lora_helpers.errors import InputError
-from lora_helpers.files.documents import is_lfs_pointer, read_documents
+from lora_helpers.files.documents import read_documents, require_content
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 OTHER_ORDER = ["Business", "Sci/Tech", "Sports", "World"]
@@ -222,4 +222,6 @@ def test_numbers_in_place_of_names_are_no_names(tmp_path):
 def test_a_git_lfs_pointer_is_known_by_its_content(tmp_path):
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     (tmp_path / "other").write_text("version 2")
-    assert is_lfs_pointer(tmp_path / "model.safetensors") and not is_lfs_pointer(tmp_path / "other")
+    require_content(tmp_path / "other")
+    with pytest.raises(InputError, match="model.safetensors is a Git LFS pointer"):
+        require_content(tmp_path / "model.safetensors")

@@ -189,7 +189,7 @@ def test_one_standard_decides_who_is_ahead(right, verdict):
     assert same.startswith(f"ahead: +{right / 10 - 80:.1f}")
     assert found["`mini-agnews`"][3:5] == ("70,916", "1,600")
     assert found["TF-IDF of words, linear SVM"][-1] == "5,000"
-    assert found["the same, on the rows that `mini-agnews` saw"][-1] == "1,600"
+    assert found["the same, on the rows of `mini-agnews`"][-1] == "1,600"
 
 
 def test_what_is_not_there_says_so_by_itself():

@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
@@ -123,6 +124,13 @@ def test_every_profile_is_a_part_and_hours_are_asked_for_by_name(monkeypatch, fo
     (folders / "mini" / "run.json").write_text("{}")
     rebuild.rebuild([])
     assert set(ran) & set(PROFILES) == {"mini"}
+
+
+def test_parts_that_are_named_by_strings_are_there():
+    named = [part.args for part in rebuild.PARTS.values() if getattr(part, "func", None) is rebuild._load_and_run]
+    assert len(named) > 5
+    for module, function, *_ in named:
+        assert callable(getattr(import_module(f"lora_helpers.evidence.{module}"), function))
 
 
 def test_parts_that_end_together_lose_no_result(folders, monkeypatch):

@@ -42,22 +42,23 @@ def test_the_head_on_kept_vectors_ends_as_the_trainers_with_adapters_held_at_not
 def test_few_labels_are_drawn_by_class_and_the_linear_model_sees_the_same(tmp_path, monkeypatch):
     for module in (rivals, study):
         monkeypatch.setattr(module, "RUNS", tmp_path)
-        monkeypatch.setattr(module, "get_profile", lambda name, **changes: get_profile(name, **SHORT | changes))
-    monkeypatch.setattr(rivals, "SEEDS", (42,))
+    monkeypatch.setattr(rivals, "get_profile", lambda name, **changes: get_profile(name, **SHORT | changes))
+    monkeypatch.setattr(rivals, "SEEDS", (42, 43))
     monkeypatch.setattr(baselines, "STRENGTHS", {"linear SVM": (1.0,), "logistic regression": (3.0,)})
-    found = rivals.count_labels("mini", (40,))
-    assert [(each["rows"], each["rows_seen"]) for each in found["sizes"]] == [(40, 40), (840, 320)]
-    few, everything = found["sizes"]
-    labels = load_split(str(tmp_path / "mini-40-rows"), "train")["label"][:]
-    assert [labels.count(label) for label in range(4)] == [10] * 4
-    assert few["linear"]["train_rows"] == 40 and everything["linear"]["accuracy"] > few["linear"]["accuracy"]
-    for each in found["sizes"]:
-        for model, key in ((each["linear"], "accuracy"), (each["runs"][0], "test_accuracy")):
-            predictions = model["predictions" if model is each["linear"] else "test_predictions"]
-            assert model[key] == np.mean(from_digits(predictions) == from_digits(found["labels"]))
+    found = rivals.count_labels("mini", (40, 400))
+    drawn = [load_split(str(tmp_path / f"mini-40-rows-{seed}"), "train") for seed in (42, 43)]
+    assert [[rows["label"][:].count(label) for label in range(4)] for rows in drawn] == [[10] * 4] * 2
+    assert len({*drawn[0]["text"][:], *drawn[1]["text"][:]}) > 60
+    few, many = found["sizes"]
+    assert [run["linear"]["train_rows"] for run in few["runs"]] == [40, 40]
+    assert many["runs"][0]["linear"]["accuracy"] > few["runs"][0]["linear"]["accuracy"]
+    for run in few["runs"] + many["runs"]:
+        for model in (run, run["linear"]):
+            right = from_digits(model["predictions"]) == from_digits(found["labels"])
+            assert model["accuracy"] == np.mean(right)
     monkeypatch.setattr("lora_helpers.training.trainer.make_trainer", None)  # trained and scored once
     monkeypatch.setattr(study, "score_on_test", None)
-    assert rivals.count_labels("mini", (40,)) == found
+    assert rivals.count_labels("mini", (40, 400)) == found
 
 
 def test_vectors_by_counts_are_fitted_on_training_rows_alone():
@@ -92,7 +93,7 @@ def test_everything_is_trained_in_full_at_the_rate_that_validation_rows_prefer(m
 @pytest.mark.slow
 def test_frozen_vectors_of_a_text_do_not_depend_on_its_batch(measured):
     config = get_profile("mini")
-    rows, *_ = rivals._tokenize(config, rivals._load_parts(config))
+    rows, *_ = rivals._tokenize(config, {part: load_split("bundled", part) for part in ("train", "validation")})
     ids = rows["validation"]["input_ids"][:]
     together, alone = rivals.encode(config, ids), rivals.encode(config, ids[7:8])
     for kind in ("<s>", "mean"):

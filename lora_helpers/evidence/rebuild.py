@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +19,8 @@ from tempfile import TemporaryDirectory
 from ..architecture import draw_roberta_base
 from ..checkpoints import list_checkpoints, load_checkpoint
 from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
-from ..data import COMMITTED_ROWS, load_split, row_marks
-from ..environment import code_mark, environment
+from ..data import COMMITTED_ROWS, load_ag_news, load_split, row_marks
+from ..environment import environment
 from ..errors import InputError
 from ..figures import draw_figures, draw_throughput, save
 from ..files.manifests import read_manifest, seal
@@ -29,7 +28,6 @@ from ..files.places import CHECKPOINTS, REPOSITORY, RUNS
 from ..inference import Classifier, evaluate_classifier
 from ..model import lora_norms
 from ..records import committed_runs, read_evidence, read_record, write_evidence, write_record
-from ..training.run import train
 from . import study
 
 logger = logging.getLogger(__name__)
@@ -56,9 +54,7 @@ def rebuild(parts: list[str]) -> None:
 def rerun_profile(profile: str) -> None:
     """The committed run of a profile: trained, or gone on with where it was stopped, tested, and put in its place."""
     config, fresh = get_profile(profile), RUNS / f"evidence-{profile}"
-    record = train(config, fresh, resume=True)
-    record["test"] = study.score_on_test(config, fresh)
-    write_record(fresh, record)
+    record = study.train_and_test(config, fresh)
     if 2 * 4 * record["parameters"]["trainable"] > LARGE_STATES:  # AdamW's two moments
         for folder in list_checkpoints(fresh)[:-2]:
             about = {key: value for key, value in read_manifest(folder).items() if key != "files"}
@@ -73,10 +69,9 @@ def rerun_profile(profile: str) -> None:
 
 def score_again() -> None:
     """The last checkpoint of every committed run measured anew, which needs no training: on its test split, and its norms."""
-    mark = code_mark(environment())
     for run in committed_runs():
         record = read_record(run)
-        record["test"] = study.score_on_test(get_profile(run.name), run) | {"code": mark}
+        record["test"] = study.score_on_test(get_profile(run.name), run)
         record["lora_norms"] = lora_norms(load_checkpoint(list_checkpoints(run)[-1])[0])
         write_record(run, record)
 
@@ -90,7 +85,10 @@ def rebuild_base() -> None:
 
 
 def list_rows() -> None:
-    """checkpoints/ag_news_rows.bin: which of AG News' training rows there are here, in their order."""
+    """checkpoints/ag_news_rows.bin: which of AG News' training rows the committed runs were made of, in their order."""
+    here, there = load_ag_news(get_profile("mini-agnews")).fingerprints(), read_record(CHECKPOINTS / "mini-agnews")
+    if here != there["data"]["sha256"]:
+        raise InputError("these are not the rows of the committed runs; name their folder in AG_NEWS_DIR")
     COMMITTED_ROWS.write_bytes(b"".join(row_marks(load_split(AG_NEWS, "train", AG_NEWS_REVISION))))
 
 
@@ -154,9 +152,9 @@ def _replace(target: Path, fresh: Path, card: str = "") -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _later(module: str, function: str, *arguments) -> Callable:
-    """A function of a module that loads the training stack, or scikit-learn: not before it is called."""
-    return lambda: getattr(import_module(f".{module}", __package__), function)(*arguments)
+def _load_and_run(module: str, function: str, *arguments):
+    """For modules that load the training stack, or scikit-learn: not before they are needed."""
+    return getattr(import_module(f".{module}", __package__), function)(*arguments)
 
 
 PARTS = {
@@ -170,22 +168,24 @@ PARTS = {
     "ablations": partial(study.run_study, study.ABLATIONS),
     "places": partial(study.run_study, study.PLACES),
     "ranks": partial(study.run_study, study.RANKS, seeds=study.SEEDS),
-    "peaks": partial(study.run_study, study.PEAKS, seeds=study.SEEDS[:2]),
+    "learning-rates": partial(study.run_study, study.LEARNING_RATES, seeds=study.SEEDS),
     # Controls: a permutation of the labels a seed; a base of random weights.
     "shuffled-labels": partial(study.repeat_seeds, "mini", shuffled_labels=True),
     "random-base": lambda: study.train_once(get_profile("mini-agnews", random_base=True)),
-    "baselines": _later("baselines", "measure_baselines"),
-    "rivals": _later("rivals", "measure_rivals"),
-    "label-counts": _later("rivals", "count_labels"),
-    "label-noise": _later("limits", "count_contradictions"),
-    "temperature": _later("limits", "fit_temperature"),
+    "baselines": partial(_load_and_run, "baselines", "measure_baselines"),
+    "rivals": partial(_load_and_run, "rivals", "measure_rivals"),
+    "label-counts": partial(_load_and_run, "rivals", "count_labels"),
+    "contradictions": partial(_load_and_run, "limits", "count_contradictions"),
+    "temperature": partial(_load_and_run, "limits", "fit_temperature"),
     "transfer": transfer,
     "prediction-speed": time_file,
     "growth": grow,
-    "int8": _later("prediction_speed", "compare_precisions"),
-    "mpnet-int8": _later("prediction_speed", "compare_precisions", "mpnet-base", "int8", 1),
-    "bench": _later("training_speed", "run_benchmark"),
+    "int8": partial(_load_and_run, "prediction_speed", "compare_precisions"),
+    "mpnet-int8": partial(_load_and_run, "prediction_speed", "compare_precisions", "mpnet-base", 1),
+    "bench": partial(_load_and_run, "training_speed", "run_benchmark"),
     "notebook": time_notebook,
     "figures": draw,
 }
-NAMED_ALONE = ("base", "rows", "test-scores", "mpnet-rates", "mpnet-int8")  # run when asked for by name
+# Run when asked for by name: hours, or what changes committed runs.
+HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", "mpnet-rates", "mpnet-int8")
+NAMED_ALONE = ("base", "rows", "test-scores", *HOURS)

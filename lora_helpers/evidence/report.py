@@ -152,8 +152,7 @@ def _describe_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
 
 def _spread(runs: list[dict], key: str) -> str:
     values = [run[key] for run in runs]
-    spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{mean(values):.4f}{spread} ({len(values)})"
+    return f"{mean(values):.4f} ± {stdev(values):.4f} ({len(values)})"
 
 
 def _beside_linear(records: dict, profile: str, predictions: str | None) -> list[str]:
@@ -183,7 +182,7 @@ def _describe_linear_models(profiles: list[str], records: dict) -> Iterable[tupl
         title = f"TF-IDF of {chosen['features']}, {chosen['model']}"
         fits = fits or {title: everything}  # profiles with the same data share it
         if name in records and "rows_seen" in linear and linear["rows_seen"]["train_rows"] < everything["train_rows"]:
-            fits[f"the same, on the rows that `{name}` saw"] = linear["rows_seen"]
+            fits[f"the same, on the rows of `{name}`"] = linear["rows_seen"]
     for title, fit in fits.items():
         yield title, f"{fit['accuracy']:.4f}", _format(fit["interval"], ".3f"), "", "", f"{fit['train_rows']:,}"
 

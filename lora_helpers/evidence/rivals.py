@@ -1,5 +1,6 @@
 """What LoRA is worth, beside what else one could do with the same base: train the head alone, train everything, or fit a
-logistic regression on its frozen vectors. All see the same rows, in the same batches, from the same first head.
+logistic regression on its frozen vectors. All see the same rows, in the same batches, from the same first head. And
+without any transformer: logistic regression on LSA vectors, and a linear model where labels are few.
 
 Learning rates and C are chosen on validation rows, by one seed; test rows are only predicted. What is finished is read
 from checkpoints/runs/ and not computed again; the runs of LoRA are those of `repeat_seeds`.
@@ -7,7 +8,9 @@ from checkpoints/runs/ and not computed again; the runs of LoRA are those of `re
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -26,26 +29,27 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from ..bases import load_base
 from ..batching import batches_by_tokens, pad
 from ..config import RunConfig, get_profile
-from ..data import Splits, load_ag_news, load_split, tokenize
+from ..data import load_ag_news, load_split, tokenize
 from ..environment import code_mark, environment, watch_peak_memory
 from ..evaluation import to_digits
-from ..files.hub import base_files
+from ..files.hub import base_files, base_identity
 from ..files.manifests import write_atomically
 from ..files.places import RUNS
 from ..model import build_meta_model, count_parameters
 from ..training.arguments import Plan, make_arguments
 from .baselines import fit_linear, rows_in_batches
-from .study import SEEDS, compare_arms, repeat_seeds, train_and_test
+from .study import SEEDS, compare_arms, repeat_seeds, run_folder, train_and_test
 
 # Learning rates to choose from; full fine-tuning takes an hour of one core.
 RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (3e-5, 1e-4, 3e-4, 1e-3)}
-STRENGTHS = (0.03, 0.3, 3.0, 30.0)  # C of the logistic regressions
+STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regressions
 
 
 def measure_rivals(profile: str = "mini-agnews", **changes) -> dict:
     """Every arm and seed on validation and test rows, the rates that were tried, and the probes of the frozen base."""
     config, tried = get_profile(profile, **changes), {}
-    parts = _load_parts(config)
+    splits, test = load_ag_news(config), load_split(config.dataset, "test", config.dataset_revision)
+    parts = {"train": splits.train, "validation": splits.validation, "test": test}
     rows, lengths, tokenizer = _tokenize(config, parts)
     vectors = {part: encode(config, each["input_ids"][:]) for part, each in rows.items()}
     for part, each in embed_by_counts({part: each["text"][:] for part, each in parts.items()}).items():
@@ -58,8 +62,10 @@ def measure_rivals(profile: str = "mini-agnews", **changes) -> dict:
     trained = count_parameters(build_meta_model(config))["trainable"]
     facts = {"learning_rate": config.learning_rate, "trained_parameters": trained}
     arms = {"LoRA": [row | facts for row in repeat_seeds(profile, **changes)["runs"]]}
+    base = base_identity(config.base_model, config.base_revision)["sha256"]
+    mark = hashlib.sha256(f"{base} {splits.fingerprints()}".encode()).hexdigest()[:10]
     for arm in given:
-        run = partial(_run, arm, lengths=lengths, rows=given[arm][0], collate=given[arm][1])
+        run = partial(_run, arm, mark, lengths=lengths, rows=given[arm][0], collate=given[arm][1])
         runs = [run(config.replace(learning_rate=rate)) for rate in RATES[arm]]
         tried[arm] = [{key: each[key] for key in ("learning_rate", "validation_accuracy")} for each in runs]
         best = max(tried[arm], key=lambda row: row["validation_accuracy"])["learning_rate"]
@@ -72,23 +78,24 @@ def measure_rivals(profile: str = "mini-agnews", **changes) -> dict:
 
 
 def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 2000, 8000, 32_000)) -> dict:
-    """LoRA with few labels and with all: the profile's steps on `sizes` training rows, drawn by class, beside a linear model
-    that is chosen and fitted on the same rows. `rows_seen` is the number of them in the batches."""
+    """LoRA with few labels: the profile's steps on `sizes` training rows, drawn anew by each seed and by class, beside a
+    linear model that is fitted on the same rows. The latter is chosen on the validation rows, which are labelled too."""
     config, found = get_profile(profile), []
     splits, test = load_ag_news(config), load_split(config.dataset, "test", config.dataset_revision)
-    for size in (*sizes, len(splits.train)):
-        part = splits.train
-        if size < len(part):
-            part = part.train_test_split(train_size=size, seed=config.split_seed, stratify_by_column="label")["train"]
-        folder = RUNS / f"{profile}-{size}-rows"
-        folder.mkdir(parents=True, exist_ok=True)
-        for split, rows in (("train", part), ("validation", splits.validation), ("test", test)):
-            rows.to_parquet(folder / f"{split}.parquet")
-        linear = fit_linear(Splits(part, splits.validation, splits.source), test)
-        runs = [train_and_test(get_profile(profile, dataset=str(folder), seed=seed)) for seed in SEEDS]
-        found.append(
-            {"rows": size, "rows_seen": min(size, config.max_steps * config.batch_size), "linear": linear, "runs": runs}
-        )
+    for size in sizes:
+        runs = []
+        for seed in SEEDS:
+            part = splits.train.train_test_split(train_size=size, seed=seed, stratify_by_column="label")["train"]
+            folder = RUNS / f"{profile}-{size}-rows-{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for split, rows in (("train", part), ("validation", splits.validation), ("test", test)):
+                rows.to_parquet(folder / f"{split}.parquet")
+            its = get_profile(profile, dataset=str(folder), seed=seed)
+            scores = train_and_test(its, run_folder(its))["test"]
+            linear = fit_linear(replace(splits, train=part), test)
+            kept = {key: scores[key] for key in ("accuracy", "predictions")}
+            runs.append({"seed": seed, **kept, "linear": linear["all_rows"] | {"chosen": linear["chosen"]}})
+        found.append({"rows": size, "runs": runs})
     return {"profile": profile, "labels": to_digits(test["label"][:]), "sizes": found}
 
 
@@ -125,14 +132,9 @@ def probe(vectors: dict[str, dict[str, np.ndarray]], labels: dict[str, list[int]
 
 def embed_by_counts(texts: dict[str, list[str]], width: int = 256) -> dict[str, np.ndarray]:
     """Vectors that no transformer made, by part: latent semantic analysis (a truncated SVD of TF-IDF over words) fitted on
-    the training texts; <float64>[n, width]."""
+    all training texts, as the base was pretrained on them, and as wide as the bundled base; <float64>[n, width]."""
     lsa = make_pipeline(TfidfVectorizer(sublinear_tf=True), TruncatedSVD(width, random_state=0)).fit(texts["train"])
     return {part: lsa.transform(each) for part, each in texts.items()}
-
-
-def _load_parts(config: RunConfig) -> dict[str, Dataset]:
-    splits, test = load_ag_news(config), load_split(config.dataset, "test", config.dataset_revision)
-    return {"train": splits.train, "validation": splits.validation, "test": test}
 
 
 def _tokenize(
@@ -144,9 +146,10 @@ def _tokenize(
     return {part: each.remove_columns("length") for part, each in rows.items()}, rows["train"]["length"][:], tokenizer
 
 
-def _run(arm: str, config: RunConfig, *, rows: dict[str, Dataset], lengths: list[int], collate) -> dict:
-    """One arm at one seed and rate, computed or read: accuracies, predictions by row, and what it cost."""
-    path = RUNS / f"rivals-{config.profile}-{arm.replace(' ', '-')}-{config.learning_rate:g}-{config.seed}.json"
+def _run(arm: str, mark: str, config: RunConfig, *, rows: dict[str, Dataset], lengths: list[int], collate) -> dict:
+    """One arm at one seed and rate, computed or read: accuracies, predictions by row, and what it cost; `mark` stands for
+    base and data."""
+    path = RUNS / f"{run_folder(config).name}-{arm.replace(' ', '-')}-{mark}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     found = {"seed": config.seed, "learning_rate": config.learning_rate, "code": code_mark(environment())}

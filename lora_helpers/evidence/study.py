@@ -14,10 +14,10 @@ import numpy as np
 from ..checkpoints import list_checkpoints
 from ..config import RunConfig, get_profile
 from ..data import load_split
-from ..environment import code_mark
+from ..environment import code_mark, environment
 from ..files.places import CHECKPOINTS, RUNS
 from ..inference import Classifier, evaluate_classifier
-from ..records import read_record, validation_rows, write_record
+from ..records import RunRecord, read_record, validation_rows, write_record
 from ..training.run import train
 
 SEEDS = (42, 43, 44)
@@ -36,7 +36,7 @@ PLACES = {  # as many trained numbers in each
     "query and value, rank 1": {"lora_targets": ("query", "value"), "lora_rank": 1, "lora_alpha": 2.0},
 }
 RANKS = {"rank 2": {}} | {f"rank {r}": {"lora_rank": r, "lora_alpha": 2.0 * r} for r in (1, 8, 64)}  # alpha / r stays
-PEAKS = {"2e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "4e-3", "8e-3")}
+LEARNING_RATES = {"2e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "4e-3", "8e-3")}
 
 
 def run_study(arms: dict[str, dict], *, profile: str = "mini-agnews", seeds: Sequence[int] = range(42, 47)) -> dict:
@@ -52,41 +52,37 @@ def run_study(arms: dict[str, dict], *, profile: str = "mini-agnews", seeds: Seq
 
 def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
     """Mean, standard deviation (n - 1) and the mean difference (first arm minus this one, seed by seed) with its 95 %
-    interval: Student's t on the paired differences. `accuracies`: one value a seed, the same seeds first in each arm.
+    interval: Student's t on the paired differences. `accuracies`: one value a seed, the same seeds in each arm.
     """
-    from scipy.stats import t
+    from scipy.stats import ttest_1samp
 
     compared, reference = {}, next(iter(accuracies))
     for arm, values in accuracies.items():
         compared[arm] = {"validation_accuracy": list(values)} | _mean_and_std(values)
-        if arm != reference and len(values) > 1:
-            mean, std = _mean_and_std(np.subtract(accuracies[reference][: len(values)], values)).values()
-            reach = float(t.ppf(0.975, len(values) - 1) * std / len(values) ** 0.5)
-            compared[arm] |= {"difference": mean, "interval": [mean - reach, mean + reach]}
+        if arm != reference:
+            differences = np.subtract(accuracies[reference], values)
+            low, high = ttest_1samp(differences, 0).confidence_interval()
+            compared[arm] |= {"difference": float(differences.mean()), "interval": [float(low), float(high)]}
     return compared
 
 
 def repeat_seeds(profile: str, **fields) -> dict:
     """The profile with three seeds: test and validation accuracy, mean and standard deviation (n - 1), curves."""
-    rows = []
+    rows, committed = [], CHECKPOINTS / profile
     for seed in SEEDS:
         config = get_profile(profile, seed=seed, **fields)
-        if config == get_profile(profile) and (CHECKPOINTS / profile).is_dir():  # the committed run is this one
-            record = read_record(CHECKPOINTS / profile)
-            rows.append(_describe(record) | _describe_test(record["test"]))
-        else:
-            rows.append(train_and_test(config))
+        here = config == get_profile(profile) and committed.is_dir()  # the committed run is this one
+        record = read_record(committed) if here else train_and_test(config, run_folder(config))
+        scores = {f"test_{key}": record["test"][key] for key in ("accuracy", "interval", "predictions")}
+        rows.append(_describe(record) | scores)
     means = {each: _mean_and_std([row[f"{each}_accuracy"] for row in rows]) for each in ("test", "validation")}
     return {"runs": rows} | {f"{each}_{name}": value for each in means for name, value in means[each].items()}
 
 
 def choose_rate(profile: str = "mpnet-base", steps: int = 300) -> dict:
     """Learning rate of a profile by short runs, a tenth of each its warm-up; the lowest validation loss is taken."""
-    rows, warmup = [], steps // 10
-    shared = dict.fromkeys(("max_steps", "eval_steps", "save_steps"), steps) | {"warmup_steps": warmup}
-    for rate in RATES:
-        config = get_profile(profile, learning_rate=rate, **shared)
-        rows.append({"learning_rate": rate} | train_once(config))
+    ends = dict.fromkeys(("max_steps", "eval_steps", "save_steps"), steps) | {"warmup_steps": steps // 10}
+    rows = [{"learning_rate": rate} | train_once(get_profile(profile, learning_rate=rate, **ends)) for rate in RATES]
     best = min(rows, key=lambda row: row["validation_loss"])["learning_rate"]
     return {"profile": profile, "steps": steps, "learning_rate": best, "runs": rows}
 
@@ -96,28 +92,28 @@ def train_once(config: RunConfig) -> dict:
     return _describe(train(config, run_folder(config), resume=True))
 
 
-def train_and_test(config: RunConfig) -> dict:
-    """The same with the scores on the test split, which the run's record keeps."""
-    folder = run_folder(config)
+def train_and_test(config: RunConfig, folder: Path) -> RunRecord:
+    """The record of a run in `folder`, trained, gone on with or finished before, with its scores on the test split."""
     record = train(config, folder, resume=True)
     if "test" not in record:
-        write_record(folder, record | {"test": score_on_test(config, folder)})
-    return _describe(record) | _describe_test(read_record(folder)["test"])
+        record["test"] = score_on_test(config, folder)
+        write_record(folder, record)
+    return record
 
 
 def run_folder(config: RunConfig) -> Path:
-    """checkpoints/runs/ and a name that says what a run changes of its profile, so that studies share their runs."""
+    """checkpoints/runs/ and a name that says which results a run changes of its profile's, so that studies share runs."""
     changed = config.portable().differences(get_profile(config.profile).to_dict())
     values = {name: "+".join(mine) if isinstance(mine, list) else mine for name, (mine, _) in changed.items()}
-    return RUNS / "-".join(
-        [config.profile, *(f"{name}={str(value).rpartition('/')[2]}" for name, value in values.items())]
-    )
+    parts = (f"{name}={str(value).rpartition('/')[2]}" for name, value in values.items())
+    return RUNS / "-".join([config.profile, *parts])
 
 
 def score_on_test(config: RunConfig, run_dir) -> dict:
-    """Scores of a run's last checkpoint on the test split of its data."""
+    """Scores of a run's last checkpoint on the test split of its data, and which code computed them."""
     classifier = Classifier.from_checkpoint(list_checkpoints(run_dir)[-1], max_length=config.max_length)
-    return evaluate_classifier(classifier, load_split(config.dataset, "test", config.dataset_revision))
+    test = load_split(config.dataset, "test", config.dataset_revision)
+    return evaluate_classifier(classifier, test) | {"code": code_mark(environment())}
 
 
 def _describe(record: dict) -> dict:
@@ -132,9 +128,5 @@ def _describe(record: dict) -> dict:
     }
 
 
-def _describe_test(test: dict) -> dict:
-    return {f"test_{key}": test[key] for key in ("accuracy", "interval", "predictions")}
-
-
-def _mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+def _mean_and_std(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}

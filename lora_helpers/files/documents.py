@@ -56,15 +56,11 @@ def read_documents(
         raise InputError(f"{path}: holds no {'rows' if labelled else 'documents'}; wanted at least one")
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Whether the file only stands for another, as a clone made without Git LFS leaves it."""
-    with path.open("rb") as file:
-        return file.read(len(LFS_POINTER)) == LFS_POINTER
-
-
 def require_content(path: Path) -> None:
-    if is_lfs_pointer(path):
-        raise InputError(f"{path} is a Git LFS pointer in the place of the file; fetch it with `git lfs pull`")
+    """Refuse a file that only stands for another, as a clone made without Git LFS leaves it."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise InputError(f"{path} is a Git LFS pointer in the place of the file; fetch it with `git lfs pull`")
 
 
 def class_names(schema) -> dict[str, list[str]]:

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 
@@ -87,17 +86,9 @@ class FineTuningTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
 
-    def get_train_dataloader(self) -> DataLoader:
-        """As the stock one, but in the order of our sampler."""
-        same = ("num_workers", "pin_memory", "prefetch_factor", "persistent_workers")
-        loader = DataLoader(
-            self.train_dataset,
-            batch_size=self.args.train_batch_size,
-            sampler=self.sampler,
-            collate_fn=self.data_collator,
-            **{name: getattr(self.args, f"dataloader_{name}") for name in same},
-        )
-        return self.accelerator.prepare(loader)
+    def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:
+        """The stock loader draws its rows in the order of our sampler."""
+        return self.sampler
 
     def training_step(self, *arguments, **named) -> torch.Tensor:
         """Stops at a loss that is not finite; on a GPU, where looking costs a wait at every step, the log tells."""
