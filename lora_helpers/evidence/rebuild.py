@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 FIGURES_FOLDER = REPOSITORY / "figures"
 STATES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")  # files of a checkpoint that only resuming reads
-LARGE_STATES = 2**20  # bytes; where they are more, the last two checkpoints alone keep them
+LARGE_STATES = 2**20  # bytes; where they are more, the last checkpoint but one alone keeps them
 CARD = Path(__file__).parent / "card.md"  # of a profile's first run; `report` fills in the numbers
 
 
@@ -56,15 +56,20 @@ def rerun_profile(profile: str) -> None:
     config, fresh = get_profile(profile), RUNS / f"evidence-{profile}"
     record = study.train_and_test(config, fresh)
     if 2 * 4 * record["parameters"]["trainable"] > LARGE_STATES:  # AdamW's two moments
-        for folder in list_checkpoints(fresh)[:-2]:
-            about = {key: value for key, value in read_manifest(folder).items() if key != "files"}
-            for path in (path for pattern in STATES for path in folder.glob(pattern)):
-                path.unlink()
-            seal(folder, about)
+        *earlier, _, last = list_checkpoints(fresh)
+        for folder in (*earlier, last):
+            _leave_states_out(folder)
     resumable = ", ".join(folder.name for folder in list_checkpoints(fresh) if (folder / STATES[0]).is_file())
     values = {"profile": profile, "base": record["base"]["name"], "batch": config.batch_size, "resumable": resumable}
     _replace(CHECKPOINTS / profile, fresh, CARD.read_text(encoding="utf-8").format(**values))
     draw_figures([CHECKPOINTS / profile], FIGURES_FOLDER)
+
+
+def _leave_states_out(checkpoint: Path) -> None:
+    about = {key: value for key, value in read_manifest(checkpoint).items() if key != "files"}
+    for path in (path for pattern in STATES for path in checkpoint.glob(pattern)):
+        path.unlink()
+    seal(checkpoint, about)
 
 
 def score_again() -> None:

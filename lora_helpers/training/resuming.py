@@ -67,7 +67,9 @@ def _open_as_sealed(checkpoint: Path) -> Start:
     if found.unlisted:
         raise CheckFailed(f"{path} holds {', '.join(found.unlisted)}, which its manifest does not list; remove it")
     if not (path / "optimizer.pt").is_file():
-        raise CheckFailed(f"{path} holds no optimizer state: it predicts but cannot be continued; take the run's last")
+        raise CheckFailed(
+            f"{path} holds no optimizer state: it predicts but cannot be continued; take another of the run"
+        )
     if path.name != f"checkpoint-{found.step}":
         raise CheckFailed(f"{path} was written at step {found.step}; name it checkpoint-{found.step} again")
     return Start(path, read_manifest(path))
