@@ -2,6 +2,8 @@
 
 import functools
 import json
+import math
+import os
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from lora_helpers import data
 from lora_helpers.checkpoints import hash_file, list_checkpoints, step_of
 from lora_helpers.config import RunConfig, get_profile
 from lora_helpers.errors import InputError
+from lora_helpers.evaluation import to_digits
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
+from lora_helpers.model import build_meta_model
 from lora_helpers.pretraining.config import PretrainingConfig
 from lora_helpers.pretraining.run import PRETRAINING_RECORD
 from lora_helpers.records import committed_runs, read_evidence, read_record
@@ -62,7 +66,7 @@ def test_the_base_was_pretrained_on_the_training_rows_of_mini_agnews_alone():
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("profile", ["mini", "mini-agnews"])
+@pytest.mark.parametrize("profile", ["mini", "mini-agnews", "mpnet-base"])
 def test_the_committed_run_is_the_profile(profile):
     record = read_record(CHECKPOINTS / profile)
     assert RunConfig(**record["config"]) == get_profile(profile)
@@ -70,8 +74,9 @@ def test_the_committed_run_is_the_profile(profile):
     assert hashes == {int(step): c["adapter_sha256"] for step, c in record["checkpoints"].items()}
     steps = [int(c.name.rpartition("-")[2]) for c in list_checkpoints(CHECKPOINTS / profile)]
     assert steps == sorted(map(int, record["checkpoints"]))
-    if profile == "mini-agnews":
+    if profile != "mini":
         assert steps == [500, 1000, 1500, 2000, 2400]
+    assert len(record["test"]["predictions"]) == record["test"]["examples"] == (240 if profile == "mini" else 7600)
 
 
 def test_the_repository_stays_light():
@@ -101,6 +106,28 @@ def test_a_record_shows_itself_in_three_lines():
 def test_every_committed_checkpoint_predicts(step):
     classifier = Classifier.from_checkpoint(CHECKPOINTS / "mini-agnews" / f"checkpoint-{step}")
     assert list(classifier.predict(list(HEADLINES))["label"]) == list(HEADLINES.values())
+
+
+@pytest.mark.parametrize("step", [500, 1000, 1500, 2000, 2400])
+def test_the_full_size_adapter_has_the_names_and_shapes_that_peft_gives_it_on_its_base_without_any_weights(step):
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    model = build_meta_model(get_profile("mpnet-base"))
+    wanted = {name: list(p.shape) for name, p in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    with safe_open(CHECKPOINTS / "mpnet-base" / f"checkpoint-{step}" / "adapter_model.safetensors", "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    assert found == wanted and sum(map(math.prod, found.values())) == 630_532
+
+
+@pytest.mark.slow
+def test_the_full_size_checkpoint_predicts_what_its_record_says(ag_news_dir):
+    if not os.environ.get("MPNET_BASE_DIR"):
+        pytest.skip("MPNET_BASE_DIR is not set: the weights of all-mpnet-base-v2 are not on this machine")
+    rows, record = data.load_split(str(ag_news_dir), "test").select(range(64)), read_record(CHECKPOINTS / "mpnet-base")
+    classifier = Classifier.from_checkpoint(CHECKPOINTS / "mpnet-base" / "checkpoint-2400")
+    found = classifier.predict_probabilities(rows["text"][:]).argmax(axis=1)
+    assert to_digits(found) == record["test"]["predictions"][:64]
 
 
 @pytest.mark.slow
