@@ -20,7 +20,7 @@ LABELS = ("World", "Sports", "Business", "Sci/Tech")  # label 0-3; the CSV files
 PRECISIONS = ("float32", "bfloat16", "int8")  # of prediction
 
 # A resumed run may differ in them: they change nothing that is computed, or only rows, whose fingerprints are compared.
-WATCHING_FIELDS = {"report_to", "eval_batch_size", "committed_rows"}
+MAY_DIFFER = {"report_to", "eval_batch_size", "committed_rows"}
 SOURCES = {"base_model": "base_revision", "dataset": "dataset_revision"}  # what has a name, and its commit on the Hub
 
 _data, _model, _lora = partial(setting, "data"), partial(setting, "model"), partial(setting, "LoRA")
@@ -107,7 +107,7 @@ class RunConfig:
     def differences(self, its: dict) -> dict[str, tuple]:
         """Fields that change the result and differ from another's `to_dict()`: name -> (mine, its); None where it has none."""
         mine = self.to_dict()
-        names = sorted((mine.keys() | its.keys()) - WATCHING_FIELDS)
+        names = sorted((mine.keys() | its.keys()) - MAY_DIFFER)
         return {name: (mine.get(name), its.get(name)) for name in names if mine.get(name) != its.get(name)}
 
 

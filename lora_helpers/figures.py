@@ -155,16 +155,20 @@ def draw_norms(record: dict) -> Figure:
     places, targets = np.arange(len(names)), [name.rpartition(".")[2] for name in names]
     layers = [re.search(r"\b\d+\b|$", name)[0] for name in names]
     figure, axes = make_axes()
-    values, largest, relative = _columns(norms, "singular_values", "largest_of_W", "relative")
-    for i, (color, name) in enumerate(((ORANGE, "1st"), ("#F0B48C", "2nd"))[: len(values[0])]):
-        axes.bar(places + 0.4 * i - 0.2, [v[i] for v in values], 0.4, color=color, label=f"{name} of the update")
-    axes.plot(places, largest, ls="", marker="_", ms=22, mew=3, color=GREY, label="1st of W itself")
-    for x, y, share in zip(places, np.maximum(largest, [v[0] for v in values]), relative, strict=True):
-        axes.text(x, y, f" {share:.0%}", rotation=90, ha="center", va="bottom", size=SMALL)
-    axes.margins(y=0.65)  # room for the legend
-    axes.legend(loc="upper left", ncols=2, fontsize=SMALL)
-    title = "The update; its norm in % of W's"
-    axes.set(xlabel=f"layer ({', '.join(sorted(set(targets)))})", ylabel="singular value", title=title)
+    if isinstance(norms[0], dict):
+        values, largest, relative = _columns(norms, "singular_values", "largest_of_W", "relative")
+        for i, (color, name) in enumerate(((ORANGE, "1st"), ("#F0B48C", "2nd"))[: len(values[0])]):
+            axes.bar(places + 0.4 * i - 0.2, [v[i] for v in values], 0.4, color=color, label=f"{name} of the update")
+        axes.plot(places, largest, ls="", marker="_", ms=22, mew=3, color=GREY, label="1st of W itself")
+        for x, y, share in zip(places, np.maximum(largest, [v[0] for v in values]), relative, strict=True):
+            axes.text(x, y, f" {share:.0%}", rotation=90, ha="center", va="bottom", size=SMALL)
+        axes.margins(y=0.65)  # room for the legend
+        axes.legend(loc="upper left", ncols=2, fontsize=SMALL)
+        axes.set(ylabel="singular value", title="The update; its norm in % of W's")
+    else:  # recorded before the singular values were
+        axes.bar(places, norms, color=ORANGE)
+        axes.set(ylabel="Frobenius norm", title="Size of the update (alpha / r) B A")
+    axes.set_xlabel(f"layer ({', '.join(sorted(set(targets)))})")
     several = len(set(targets)) > 1
     labels = zip(layers, targets, strict=True) if several else zip(layers, strict=True)
     axes.set_xticks(places, map(" ".join, labels), rotation=90 * several)

@@ -70,6 +70,8 @@ def test_the_base_was_pretrained_on_the_training_rows_of_mini_agnews_alone():
 def test_the_committed_run_is_the_profile(profile):
     record = read_record(CHECKPOINTS / profile)
     assert RunConfig(**record["config"]) == get_profile(profile)
+    fields = record["config"].keys() | {"committed_rows"}  # which is younger than the runs
+    assert fields == get_profile(profile).to_dict().keys()
     hashes = {step_of(c): hash_file(c / "adapter_model.safetensors") for c in list_checkpoints(CHECKPOINTS / profile)}
     assert hashes == {int(step): c["adapter_sha256"] for step, c in record["checkpoints"].items()}
     steps = [int(c.name.rpartition("-")[2]) for c in list_checkpoints(CHECKPOINTS / profile)]

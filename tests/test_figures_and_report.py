@@ -132,6 +132,8 @@ def test_norms_show_what_is_recorded(record, values):
     assert bars == [v for v in values for _ in range(12)]
     record["lora_norms"] = dict.fromkeys(("encoder.layer.0.query", "encoder.layer.0.value"), facts)
     assert {"0 query", "0 value", "layer (query, value)"} <= set(words(figures.draw_norms(record)))
+    record["lora_norms"] = {"encoder.layer.0.query": 1.5, "encoder.layer.0.value": 0.5}
+    assert {"0 query", "0 value", "Frobenius norm"} <= set(words(figures.draw_norms(record)))
 
 
 def test_the_architecture_counts_every_weight_and_is_drawn_to_scale(tmp_path, record, monkeypatch):

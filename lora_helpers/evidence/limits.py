@@ -1,6 +1,6 @@
 """What bounds the numbers: labels of AG News that contradict each other, and confidence that promises too much.
 
-`rebuild` records both. The temperature is fitted on validation rows; test rows are only counted.
+`rebuild` records both. The temperature is fitted on validation rows; test rows are only counted and scored.
 """
 
 from __future__ import annotations
