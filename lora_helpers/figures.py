@@ -19,7 +19,7 @@ from .architecture import draw_architecture
 from .config import AG_NEWS, BUNDLED, LABELS
 from .environment import code_mark
 from .files.places import CHECKPOINTS
-from .records import RECORD, read_evidence, read_record, training_rows, validation_rows
+from .records import RECORD, find_rivals, read_evidence, read_record, training_rows, validation_rows
 
 # Okabe and Ito (2008): distinguishable with every common colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -77,9 +77,9 @@ def draw_accuracy(record: dict) -> Figure:
     saved = [(int(s), c["validation_accuracy"]) for s, c in record["checkpoints"].items() if c["validation_accuracy"]]
     axes.plot(*zip(*saved, strict=True), ls="", marker="s", ms=8, mfc="none", color=ORANGE, label="saved checkpoint")
     linear = evidence.get("baselines", {}).get(record["profile"], {}).get("chosen", {})
-    lines, rivals = {"linear model": linear.get("validation_accuracy")}, evidence.get("rivals", {})
-    if rivals.get("profile") == record["profile"]:
-        lines |= {arm: found["mean"] for arm, found in rivals["arms"].items() if arm != "LoRA"}
+    rivals = find_rivals(record["profile"], evidence)
+    lines = {"linear model": linear.get("validation_accuracy")}
+    lines |= {arm: found["mean"] for arm, found in rivals.items() if arm != "LoRA"}
     for (label, value), style in zip(lines.items(), ("--", ":", "-."), strict=False):
         if value:
             axes.axhline(value, color=GREY, ls=style, label=f"{label}: {value:.3f}")
@@ -184,17 +184,6 @@ FIGURES = {
     "lengths": draw_lengths,
     "norms": draw_norms,
 }
-
-
-def draw_throughput(record: dict) -> Figure:
-    """Examples a second of a training step of roberta-base by pipeline, from the evidence `bench` alone."""
-    rates = {row["pipeline"]: row["examples_per_second"] for row in record["rows"] if row["model"] == "roberta-base"}
-    figure, axes = make_axes(size=(6.4, 2.6))
-    bars = axes.barh(list(rates), rates.values(), color=[GREEN if n.startswith("ours") else GREY for n in rates])
-    axes.bar_label(bars, fmt="%.1f", padding=3)
-    axes.set(xlabel="examples a second", title="A training step of roberta-base", xlim=(0, 1.15 * max(rates.values())))
-    axes.invert_yaxis()
-    return figure
 
 
 def to_html(files: dict[str, Path], *kinds: str) -> str:

@@ -77,6 +77,12 @@ def read_evidence() -> dict:
     return json.loads(EVIDENCE.read_text(encoding="utf-8")) if EVIDENCE.is_file() else {}
 
 
+def find_rivals(profile: str, records: dict) -> dict[str, dict]:
+    """What was done with the base of a profile, LoRA among it, by arm; empty where nothing was compared."""
+    parts = (part for part in records.values() if "arms" in part and part["profile"] == profile)
+    return next(parts, {"arms": {}})["arms"]
+
+
 def write_evidence(part: str, result: dict) -> None:
     """Put the result of a part beside those of the others; parts that end together take turns, so that none is lost."""
     from filelock import FileLock

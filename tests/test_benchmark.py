@@ -6,8 +6,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 
-from lora_helpers import figures
-from lora_helpers.evidence import prediction_speed, training_speed
+from lora_helpers.evidence import plots, prediction_speed, training_speed
 from lora_helpers.evidence.study import compare_arms
 from lora_helpers.evidence.workload import PIPELINES, make_inputs, make_model, plan_epoch, sample_lengths, sample_texts
 
@@ -175,6 +174,6 @@ def test_differences_are_paired_by_seed():
 def test_the_figure_shows_every_pipeline_of_roberta_base():
     rows = [{"model": "roberta-base", "pipeline": name, "examples_per_second": 1.0} for name in PIPELINES]
     other = [{"model": "roberta-mini", "pipeline": "ours", "examples_per_second": 99.0}]
-    axes = figures.draw_throughput({"rows": rows + other}).axes[0]
+    axes = plots.draw_throughput({"rows": rows + other}).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(PIPELINES)
     assert axes.get_xlim()[1] < 2

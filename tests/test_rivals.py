@@ -1,5 +1,7 @@
 """The rivals of LoRA see what LoRA sees: the same head, rows and batches; and their records hold what README compares."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -20,12 +22,16 @@ def measured(tmp_path_factory):
         runs = tmp_path_factory.mktemp("runs")
         for module in (rivals, study):
             patch.setattr(module, "RUNS", runs)
-            patch.setattr(module, "SEEDS", (42, 43))
         patch.setattr(rivals, "RATES", {"head alone": (1e-3,), "full fine-tuning": (1e-4, 1e-3)})
-        first = rivals.measure_rivals("mini", **SHORT)
+        first = rivals.measure_rivals("mini", seeds=(42, 43), **SHORT)
         patch.setattr(rivals, "Trainer", None)  # a second time everything is read
         patch.setattr("lora_helpers.training.trainer.make_trainer", None)
-        assert rivals.measure_rivals("mini", **SHORT) == first
+        with pytest.MonkeyPatch.context() as no_encoder:
+            no_encoder.setattr(rivals, "AutoModel", None)
+            assert rivals.measure_rivals("mini", seeds=(42, 43), **SHORT) == first
+        alone = rivals.measure_rivals("mini", ("head alone",), (42,), **SHORT)  # one seed has no spread, not a NaN
+        for arm, found in json.loads(json.dumps(alone, allow_nan=False))["arms"].items():
+            assert found["runs"] == first["arms"][arm]["runs"][:1] and "difference" not in found
     return first
 
 
@@ -91,11 +97,16 @@ def test_everything_is_trained_in_full_at_the_rate_that_validation_rows_prefer(m
 
 
 @pytest.mark.slow
-def test_frozen_vectors_of_a_text_do_not_depend_on_its_batch(measured):
+def test_frozen_vectors_of_a_text_do_not_depend_on_its_batch(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(rivals, "RUNS", tmp_path)
+    monkeypatch.setattr(rivals, "AT_ONCE", 5)
     config = get_profile("mini")
     rows, *_ = rivals._tokenize(config, {part: load_split("bundled", part) for part in ("train", "validation")})
     ids = rows["validation"]["input_ids"][:]
     together, alone = rivals.encode(config, ids), rivals.encode(config, ids[7:8])
     for kind in ("<s>", "mean"):
-        assert np.allclose(together[kind][7], alone[kind][0], atol=1e-5)
+        assert np.allclose(together[kind][7], alone[kind][0], atol=1e-5) and not np.isnan(together[kind]).any()
+        some = rivals.encode(config, ids, np.array([2, 7]))[kind]
+        assert np.allclose(some[[2, 7]], together[kind][[2, 7]], atol=1e-5)
+        assert np.isnan(some).all(axis=1).sum() == len(ids) - 2
     assert [row["vectors"] for row in measured["probes"]] == ["<s>", "mean", "LSA"]

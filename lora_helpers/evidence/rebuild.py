@@ -22,13 +22,14 @@ from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
 from ..data import COMMITTED_ROWS, load_ag_news, load_split, row_marks
 from ..environment import environment
 from ..errors import InputError
-from ..figures import draw_figures, draw_throughput, save
+from ..figures import draw_figures, save
 from ..files.manifests import read_manifest, seal
 from ..files.places import CHECKPOINTS, REPOSITORY, RUNS
 from ..inference import Classifier, evaluate_classifier
 from ..model import lora_norms
 from ..records import committed_runs, read_evidence, read_record, write_evidence, write_record
 from . import study
+from .plots import draw_studies, draw_throughput
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +136,12 @@ def time_notebook() -> dict:
 def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     """Every figure of the committed runs and of the evidence; returns the files."""
     runs = [path for files in draw_figures(committed_runs(), output_dir).values() for path in files.values()]
-    bench, path = read_evidence()["bench"], Path(output_dir) / "throughput.png"
-    machine = bench["environment"]
-    save(draw_throughput(bench), path, f"evidence bench, {machine['processor']}, {machine['cores']} cores", machine)
-    return [draw_roberta_base(output_dir), *runs, path]
+    evidence, files = read_evidence(), [Path(output_dir) / name for name in ("throughput.png", "studies.png")]
+    machine, latest = evidence["bench"]["environment"], evidence["rivals"]["environment"]
+    source = f"evidence bench, {machine['processor']}, {machine['cores']} cores"
+    save(draw_throughput(evidence["bench"]), files[0], source, machine)
+    save(draw_studies(evidence), files[1], "evidence", latest)
+    return [draw_roberta_base(output_dir), *runs, *files]
 
 
 def _load_small(precision: str = "float32") -> Classifier:
@@ -179,6 +182,7 @@ PARTS = {
     "random-base": lambda: study.train_once(get_profile("mini-agnews", random_base=True)),
     "baselines": partial(_load_and_run, "baselines", "measure_baselines"),
     "rivals": partial(_load_and_run, "rivals", "measure_rivals"),
+    "mpnet-rivals": partial(_load_and_run, "rivals", "measure_rivals", "mpnet-base", ("head alone",), (42,)),
     "label-counts": partial(_load_and_run, "rivals", "count_labels"),
     "contradictions": partial(_load_and_run, "limits", "count_contradictions"),
     "temperature": partial(_load_and_run, "limits", "fit_temperature"),
@@ -192,5 +196,5 @@ PARTS = {
     "figures": draw,
 }
 # Run when asked for by name: hours, or what changes committed runs.
-HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", "mpnet-rates", "mpnet-int8")
+HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", "mpnet-rates", "mpnet-rivals", "mpnet-int8")
 NAMED_ALONE = ("base", "rows", "test-scores", *HOURS)

@@ -18,7 +18,7 @@ from ..errors import CheckFailed
 from ..evaluation import compare, from_digits
 from ..files.manifests import write_atomically
 from ..files.places import CHECKPOINTS, REPOSITORY
-from ..records import committed_runs, read_evidence, read_record, validation_rows
+from ..records import committed_runs, find_rivals, read_evidence, read_record, validation_rows
 
 DOCUMENTS = ("README.md", "*.ipynb", "checkpoints/README.md", "checkpoints/*/README.md")
 MARK = re.compile(r"<!--(?P<name>[a-z][\w. -]*)(?::(?P<form>[\w.,%+]+))?-->(?P<value>.*?)<!--/-->", re.DOTALL)
@@ -140,10 +140,10 @@ def _describe_run(name: str, records: dict) -> tuple[str, ...]:
 
 def _describe_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
     """What else was done with the base of a profile, on the same rows and steps: of each the run of the first seed."""
-    rivals = records.get("rivals", {})
-    for arm, found in rivals.get("arms", {}).items():
-        if rivals["profile"] == profile and arm != "LoRA":
-            run, spread = found["runs"][0], _spread(found["runs"], "test_accuracy")
+    for arm, found in find_rivals(profile, records).items():
+        if arm != "LoRA":
+            run = found["runs"][0]
+            spread = _spread(found["runs"], "test_accuracy") if len(found["runs"]) > 1 else ""
             seen = f"{records['baselines'][profile]['rows_seen']['train_rows']:,}"
             paired = _beside_linear(records, profile, run["test_predictions"])
             sizes = f"{run['trained_parameters']:,}", seen
@@ -152,7 +152,7 @@ def _describe_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
 
 def _spread(runs: list[dict], key: str) -> str:
     values = [run[key] for run in runs]
-    return f"{mean(values):.4f} ± {stdev(values):.4f} ({len(values)})"
+    return f"{mean(values):.4f} ± {stdev(values):.4f} ({len(values)})" if len(values) > 1 else f"{values[0]:.4f} (1)"
 
 
 def _beside_linear(records: dict, profile: str, predictions: str | None) -> list[str]:
@@ -216,11 +216,11 @@ def make_study(part: str, records: dict) -> Iterable[tuple[str, ...]]:
         yield f"`{name}`", f"{100 * arm['mean']:.2f} ± {100 * arm['std']:.2f}", ahead
 
 
-def make_rivals(records: dict) -> Iterable[tuple[str, ...]]:
+def make_rivals(part: str, records: dict) -> Iterable[tuple[str, ...]]:
     """What LoRA adds to the head alone and lacks of full fine-tuning: means over seeds, and row by row at the first seed."""
     head = "trained", "learning rate", "validation accuracy", "test accuracy"
     yield *head, "weights of a checkpoint, MB", "LoRA beside it, on test rows"
-    rivals = records.get("rivals", {"arms": {}})
+    rivals = records.get(part, {"arms": {}})
     for arm, found in rivals["arms"].items():
         first, ours = found["runs"][0], rivals["arms"]["LoRA"]["runs"][0]
         by_row = ours["test_predictions"], first["test_predictions"], rivals["labels"]["test"]
@@ -234,5 +234,6 @@ TABLES: dict[str, Callable[[dict], Iterable[tuple[str, ...]]]] = {
     "training-speed-table": make_training_speed,
     "prediction-speed-table": make_prediction_speed,
     "ablations-table": partial(make_study, "ablations"),
-    "rivals-table": make_rivals,
+    "rivals-table": partial(make_rivals, "rivals"),
+    "mpnet-rivals-table": partial(make_rivals, "mpnet-rivals"),
 }

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors.numpy import load_file, save_file
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -38,20 +41,27 @@ from ..files.places import RUNS
 from ..model import build_meta_model, count_parameters
 from ..training.arguments import Plan, make_arguments
 from .baselines import fit_linear, rows_in_batches
-from .study import SEEDS, compare_arms, repeat_seeds, run_folder, train_and_test
+from .study import SEEDS, compare_arms, run_folder, run_seeds, train_and_test
+
+logger = logging.getLogger(__name__)
 
 # Learning rates to choose from; full fine-tuning takes an hour of one core.
 RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (3e-5, 1e-4, 3e-4, 1e-3)}
 STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regressions
+AT_ONCE = 4096  # rows whose vectors share a file of checkpoints/runs/: at full size some minutes of two cores
 
 
-def measure_rivals(profile: str = "mini-agnews", **changes) -> dict:
+def measure_rivals(
+    profile: str = "mini-agnews", rivals: Sequence[str] = tuple(RATES), seeds: Sequence[int] = SEEDS, **changes
+) -> dict:
     """Every arm and seed on validation and test rows, the rates that were tried, and the probes of the frozen base."""
-    config, tried = get_profile(profile, **changes), {}
+    config, tried = get_profile(profile, seed=seeds[0], **changes), {}
     splits, test = load_ag_news(config), load_split(config.dataset, "test", config.dataset_revision)
     parts = {"train": splits.train, "validation": splits.validation, "test": test}
     rows, lengths, tokenizer = _tokenize(config, parts)
-    vectors = {part: encode(config, each["input_ids"][:]) for part, each in rows.items()}
+    seen = {seed: rows_in_batches(config.replace(seed=seed), lengths) for seed in seeds}
+    wanted = {"train": np.unique([*seen.values()])}
+    vectors = {part: encode(config, each["input_ids"][:], wanted.get(part)) for part, each in rows.items()}
     for part, each in embed_by_counts({part: each["text"][:] for part, each in parts.items()}).items():
         vectors[part]["LSA"] = each
     # Nothing changes what the head alone is given, so it is computed once.
@@ -61,18 +71,18 @@ def measure_rivals(profile: str = "mini-agnews", **changes) -> dict:
     given |= {"full fine-tuning": (rows, DataCollatorWithPadding(tokenizer))}
     trained = count_parameters(build_meta_model(config))["trainable"]
     facts = {"learning_rate": config.learning_rate, "trained_parameters": trained}
-    arms = {"LoRA": [row | facts for row in repeat_seeds(profile, **changes)["runs"]]}
+    arms = {"LoRA": [row | facts for row in run_seeds(profile, seeds, **changes)]}
     base = base_identity(config.base_model, config.base_revision)["sha256"]
     mark = hashlib.sha256(f"{base} {splits.fingerprints()}".encode()).hexdigest()[:10]
-    for arm in given:
-        run = partial(_run, arm, mark, lengths=lengths, rows=given[arm][0], collate=given[arm][1])
+    for arm in rivals:
+        run = partial(_run, arm, mark, seen=seen, rows=given[arm][0], collate=given[arm][1])
         runs = [run(config.replace(learning_rate=rate)) for rate in RATES[arm]]
         tried[arm] = [{key: each[key] for key in ("learning_rate", "validation_accuracy")} for each in runs]
         best = max(tried[arm], key=lambda row: row["validation_accuracy"])["learning_rate"]
-        arms[arm] = [run(config.replace(learning_rate=best, seed=seed)) for seed in SEEDS]
+        arms[arm] = [run(config.replace(learning_rate=best, seed=seed)) for seed in seeds]
     compared = compare_arms({arm: [each["validation_accuracy"] for each in runs] for arm, runs in arms.items()})
     labels = {part: to_digits(rows[part]["labels"][:]) for part in ("validation", "test")}
-    probes = probe(vectors, {part: each["labels"][:] for part, each in rows.items()}, rows_in_batches(config, lengths))
+    probes = probe(vectors, {part: each["labels"][:] for part, each in rows.items()}, seen[config.seed])
     found = {"profile": profile, "labels": labels, "tried": tried, "probes": probes}
     return found | {"arms": {arm: compared[arm] | {"runs": runs} for arm, runs in arms.items()}}
 
@@ -99,8 +109,23 @@ def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 20
     return {"profile": profile, "labels": to_digits(test["label"][:]), "sizes": found}
 
 
-def encode(config: RunConfig, ids: list[list[int]]) -> dict[str, np.ndarray]:
-    """The frozen base's vectors of tokenised rows: that of `<s>`, and the `mean` over all tokens; <float32>[n, width]."""
+def encode(config: RunConfig, ids: list[list[int]], wanted: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+    """The frozen base's vectors of tokenised rows: that of `<s>`, and the `mean` over all tokens; <float32>[n, width], with
+    NaN in rows that are not `wanted`. They are kept in checkpoints/runs/ and computed once."""
+    wanted, found = np.arange(len(ids)) if wanted is None else wanted, {}
+    for begin in range(0, len(wanted), AT_ONCE):
+        logger.info("encode: row %d of %d", begin, len(wanted))
+        rows = wanted[begin : begin + AT_ONCE]
+        for name, values in _encode_some(config, [ids[i] for i in rows]).items():
+            found.setdefault(name, np.full((len(ids), values.shape[1]), np.nan, np.float32))[rows] = values
+    return found
+
+
+def _encode_some(config: RunConfig, ids: list[list[int]]) -> dict[str, np.ndarray]:
+    base = base_identity(config.base_model, config.base_revision)["sha256"]
+    path = RUNS / f"vectors-{hashlib.sha256(f'{base} {ids}'.encode()).hexdigest()[:10]}.safetensors"
+    if path.is_file():
+        return load_file(path)
     folder, found = base_files(config.base_model, config.base_revision), {}
     encoder = AutoModel.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
@@ -112,6 +137,8 @@ def encode(config: RunConfig, ids: list[list[int]]) -> dict[str, np.ndarray]:
         mask = inputs.get("attention_mask", torch.ones(hidden.shape[:2]))[:, :, None]
         for name, values in (("<s>", hidden[:, 0]), ("mean", (hidden * mask).sum(1) / mask.sum(1))):
             found.setdefault(name, np.empty((len(ids), hidden.shape[2]), np.float32))[batch] = values.numpy()
+    save_file(found, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
     return found
 
 
@@ -146,9 +173,11 @@ def _tokenize(
     return {part: each.remove_columns("length") for part, each in rows.items()}, rows["train"]["length"][:], tokenizer
 
 
-def _run(arm: str, mark: str, config: RunConfig, *, rows: dict[str, Dataset], lengths: list[int], collate) -> dict:
+def _run(
+    arm: str, mark: str, config: RunConfig, *, rows: dict[str, Dataset], seen: dict[int, np.ndarray], collate
+) -> dict:
     """One arm at one seed and rate, computed or read: accuracies, predictions by row, and what it cost; `mark` stands for
-    base and data."""
+    base and data, and `seen` are the training rows by seed, in their order."""
     path = RUNS / f"{run_folder(config).name}-{arm.replace(' ', '-')}-{mark}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -161,7 +190,7 @@ def _run(arm: str, mark: str, config: RunConfig, *, rows: dict[str, Dataset], le
     arguments = make_arguments(Plan(config=config, output_dir=RUNS / "rivals", model=model, **parts))
     arguments.train_sampling_strategy, arguments.save_strategy, arguments.eval_strategy = "sequential", "no", "no"
     # The stock Trainer, on rows that lie in the order in which a run's batches bring them.
-    trainer = Trainer(model, arguments, collate, rows["train"].select(rows_in_batches(config, lengths)))
+    trainer = Trainer(model, arguments, collate, rows["train"].select(seen[config.seed]))
     trainer.remove_callback(PrinterCallback)
     found |= {"seconds": trainer.train().metrics["train_runtime"], "threads": torch.get_num_threads()}
     found |= {"peak_memory_mib": peak(), "trained_parameters": sum(each.numel() for each in model.parameters())}

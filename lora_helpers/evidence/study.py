@@ -52,14 +52,15 @@ def run_study(arms: dict[str, dict], *, profile: str = "mini-agnews", seeds: Seq
 
 def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
     """Mean, standard deviation (n - 1) and the mean difference (first arm minus this one, seed by seed) with its 95 %
-    interval: Student's t on the paired differences. `accuracies`: one value a seed, the same seeds in each arm.
+    interval: Student's t on the paired differences; of one seed the mean alone. `accuracies`: one value a seed, the same
+    seeds in each arm.
     """
     from scipy.stats import ttest_1samp
 
     compared, reference = {}, next(iter(accuracies))
     for arm, values in accuracies.items():
         compared[arm] = {"validation_accuracy": list(values)} | _mean_and_std(values)
-        if arm != reference:
+        if arm != reference and len(values) > 1:
             differences = np.subtract(accuracies[reference], values)
             low, high = ttest_1samp(differences, 0).confidence_interval()
             compared[arm] |= {"difference": float(differences.mean()), "interval": [float(low), float(high)]}
@@ -68,15 +69,21 @@ def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
 
 def repeat_seeds(profile: str, **fields) -> dict:
     """The profile with three seeds: test and validation accuracy, mean and standard deviation (n - 1), curves."""
+    rows = run_seeds(profile, SEEDS, **fields)
+    means = {each: _mean_and_std([row[f"{each}_accuracy"] for row in rows]) for each in ("test", "validation")}
+    return {"runs": rows} | {f"{each}_{name}": value for each in means for name, value in means[each].items()}
+
+
+def run_seeds(profile: str, seeds: Sequence[int], **fields) -> list[dict]:
+    """What came of the profile with each seed, and its scores on the test split; the committed run is not made again."""
     rows, committed = [], CHECKPOINTS / profile
-    for seed in SEEDS:
+    for seed in seeds:
         config = get_profile(profile, seed=seed, **fields)
-        here = config == get_profile(profile) and committed.is_dir()  # the committed run is this one
+        here = config == get_profile(profile) and committed.is_dir()
         record = read_record(committed) if here else train_and_test(config, run_folder(config))
         scores = {f"test_{key}": record["test"][key] for key in ("accuracy", "interval", "predictions")}
         rows.append(_describe(record) | scores)
-    means = {each: _mean_and_std([row[f"{each}_accuracy"] for row in rows]) for each in ("test", "validation")}
-    return {"runs": rows} | {f"{each}_{name}": value for each in means for name, value in means[each].items()}
+    return rows
 
 
 def choose_rate(profile: str = "mpnet-base", steps: int = 300) -> dict:
@@ -129,4 +136,4 @@ def _describe(record: dict) -> dict:
 
 
 def _mean_and_std(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
+    return {"mean": float(np.mean(values))} | ({"std": float(np.std(values, ddof=1))} if len(values) > 1 else {})
