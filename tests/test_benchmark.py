@@ -177,3 +177,16 @@ def test_the_figure_shows_every_pipeline_of_roberta_base():
     axes = plots.draw_throughput({"rows": rows + other}).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(PIPELINES)
     assert axes.get_xlim()[1] < 2
+
+
+def test_the_figure_of_the_studies_shows_every_paired_difference_and_which_exclude_nothing():
+    alike, apart = {"difference": -0.001, "interval": [-0.004, 0.001]}, {"difference": 0.01, "interval": [0.002, 0.02]}
+    first, seeds = {"validation_accuracy": [0.9, 0.91]}, {"validation_accuracy": [0.89, 0.9]}
+    evidence = {
+        "ablations": {"variants": {"ours": first, "random-order": seeds | alike}},
+        "rivals": {"arms": {"LoRA": first, "head alone": seeds | apart}},
+    }
+    axes = plots.draw_studies(evidence).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["random-order (2)", "head alone (2)"]
+    drawn = {tuple(line.get_xdata()): line.get_color() for line in axes.lines if len(line.get_xdata()) == 2}
+    assert drawn == {(0, 0): plots.GREY, (-0.4, 0.1): plots.GREY, (0.2, 2.0): plots.BLUE}

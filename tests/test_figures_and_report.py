@@ -58,7 +58,7 @@ def test_the_committed_figures_show_the_committed_records(tmp_path):
         found, wanted = imread(path), imread(REPOSITORY / "figures" / path.name)
         assert found.shape == wanted.shape and np.abs(found - wanted).mean() < 2e-4, path.name
     names = {path.name for path in (REPOSITORY / "figures").iterdir()}
-    assert {path.name for path in paths} | {"throughput.png"} <= names
+    assert {path.name for path in paths} | {"throughput.png", "studies.png"} <= names
     assert "mini-reliability.png" not in names  # 240 rows
 
 

@@ -11,8 +11,10 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from lora_helpers import inference
+from lora_helpers.arithmetic import Int8Linear
 from lora_helpers.errors import InputError
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
@@ -123,6 +125,15 @@ def test_less_precise_arithmetic_is_near_and_not_equal(tiny_run, classifier, pre
     wanted = classifier.predict_probabilities(TEXTS)
     assert 0 < np.abs(found - wanted).max() < nearly
     assert found.dtype == np.float32 and classifier.precision == "float32"
+
+
+def test_in_int8_a_token_of_large_values_takes_nothing_from_the_others():
+    layer, tokens = Int8Linear(torch.nn.Linear(64, 32)), torch.randn(10, 64)
+    alone, tokens[0] = layer(tokens[1:]), 1000 * tokens[0]
+    assert torch.equal(layer(tokens)[1:], alone)
+    assert not layer(torch.zeros(2, 64)).sub(layer.bias).any()
+    unbiased = torch.nn.Linear(64, 32, bias=False)
+    assert torch.allclose(Int8Linear(unbiased)(tokens[1:]), unbiased(tokens[1:]), atol=0.05)
 
 
 @pytest.mark.slow
