@@ -48,8 +48,8 @@ def set_precision(model: torch.nn.Module, precision: str, device: torch.device) 
 class Int8Linear(torch.nn.Module):
     """A linear layer in int8: a scale for each output of its weights, and a range for each token of its inputs.
 
-    One range for all tokens would do for the small base; at roberta-base's size a few tokens carry values so large that
-    the others were rounded away, and one label in thirty changed.
+    One range for all tokens would do for the small base. At roberta-base's size a few tokens carry values so large that
+    those of the others would be rounded away.
     """
 
     def __init__(self, linear: torch.nn.Linear):
