@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 # Learning rates to choose from; full fine-tuning takes an hour of one core.
 RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (3e-5, 1e-4, 3e-4, 1e-3)}
-STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regressions
+STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regressions
 AT_ONCE = 4096  # rows whose vectors share a file of checkpoints/runs/: at full size some minutes of two cores
 
 
