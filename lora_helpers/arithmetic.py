@@ -72,7 +72,7 @@ class Int8Linear(torch.nn.Module):
         """float32 [..., inputs] to float32 [..., outputs]."""
         low, high = inputs.amin(dim=-1, keepdim=True).clamp(max=0), inputs.amax(dim=-1, keepdim=True).clamp(min=0)
         step = ((high - low) / LARGEST_INPUT).clamp(min=1e-12)
-        rounded = torch.addcmul(0.5 - low / step, inputs, 1 / step).to(torch.uint8)  # `to` cuts off
+        rounded = (inputs * (1 / step)).add_(0.5 - low / step).to(torch.uint8)  # `to` cuts off
         # Scale and zero of the inputs are applied below; behind the bias: those of the outputs, and what could be done to them.
         product = torch.ops.onednn.qlinear_pointwise(
             rounded, 1.0, 0, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
