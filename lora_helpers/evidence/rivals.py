@@ -122,12 +122,13 @@ def encode(config: RunConfig, ids: list[list[int]], wanted: Sequence[int] | None
 
 
 def _encode_some(config: RunConfig, ids: list[list[int]]) -> dict[str, np.ndarray]:
+    """The same vectors of some rows, computed or read; the file's name stands for base and tokens."""
     base = base_identity(config.base_model, config.base_revision)["sha256"]
     path = RUNS / f"vectors-{hashlib.sha256(f'{base} {ids}'.encode()).hexdigest()[:10]}.safetensors"
     if path.is_file():
         return load_file(path)
     folder, found = base_files(config.base_model, config.base_revision), {}
-    encoder = AutoModel.from_pretrained(
+    encoder = AutoModel.from_pretrained(  # not `load_base`'s, which computes `<s>` alone and so has no mean
         folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
     ).eval()
     for batch in batches_by_tokens([len(row) for row in ids], 4096):
