@@ -169,6 +169,8 @@ def test_differences_are_paired_by_seed():
     assert low == pytest.approx(high)  # the spread over seeds is the same on both sides and cancels
     unpaired = compare_arms({"ours": list(shared + better), "random-order": list(shared[::-1])})
     assert np.ptp(unpaired["random-order"]["interval"]) > 0.01
+    dearer = compare_arms({"ours": list(shared + better), "full fine-tuning": list(shared[:3])})
+    assert dearer["full fine-tuning"]["difference"] == pytest.approx(better)
 
 
 def test_the_figure_shows_every_pipeline_of_roberta_base():

@@ -55,3 +55,7 @@ def test_the_temperature_undoes_what_is_too_sure(too_sure, monkeypatch):
     assert (found["difference"]["interval"][0] > 0) == (too_sure > 1)
     assert found["difference"]["loss"] == pytest.approx(before["loss"] - after["loss"])
     assert after["ece"] < 0.03 and (before["ece"] > 0.05) == (too_sure > 1)
+    assert found["difference"]["ece"] == before["ece"] - after["ece"]
+    lows, highs = zip(*(each["ece_interval"] for each in (before, after, found["difference"])), strict=True)
+    assert [low > 0.005 for low in lows] == [too_sure > 1, False, too_sure > 1]
+    assert all(low < high < low + 0.04 for low, high in zip(lows, highs, strict=True))

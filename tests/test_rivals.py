@@ -19,17 +19,17 @@ SHORT = {"max_steps": 20, "eval_steps": 20, "save_steps": 20, "warmup_steps": 5}
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        runs = tmp_path_factory.mktemp("runs")
+        runs, both = tmp_path_factory.mktemp("runs"), dict.fromkeys(rivals.RIVALS, (42, 43))
         for module in (rivals, study):
             patch.setattr(module, "RUNS", runs)
         patch.setattr(rivals, "RATES", {"head alone": (1e-3,), "full fine-tuning": (1e-4, 1e-3)})
-        first = rivals.measure_rivals("mini", seeds=(42, 43), **SHORT)
+        first = rivals.measure_rivals("mini", both, **SHORT)
         patch.setattr(rivals, "Trainer", None)  # a second time everything is read
         patch.setattr("lora_helpers.training.trainer.make_trainer", None)
         with pytest.MonkeyPatch.context() as no_encoder:
             no_encoder.setattr(rivals, "AutoModel", None)
-            assert rivals.measure_rivals("mini", seeds=(42, 43), **SHORT) == first
-        alone = rivals.measure_rivals("mini", ("head alone",), (42,), **SHORT)  # one seed has no spread, not a NaN
+            assert rivals.measure_rivals("mini", both, **SHORT) == first
+        alone = rivals.measure_rivals("mini", {"head alone": (42,)}, **SHORT)  # one seed has no spread, not a NaN
         for arm, found in json.loads(json.dumps(alone, allow_nan=False))["arms"].items():
             assert found["runs"] == first["arms"][arm]["runs"][:1] and "difference" not in found
     return first

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import binomtest, bootstrap, ttest_1samp
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import NearestNeighbors
 
@@ -37,8 +40,9 @@ def count_contradictions(near: float = 0.9) -> dict:
 
 def fit_temperature(profile: str = "mini-agnews") -> dict:
     """The one temperature that logits are divided by (Guo et al., ICML 2017, section 4.2), by the loss on a run's validation
-    rows; on test rows, `before` and `after`, expected calibration error and loss (nats), and the `difference` of the
-    losses with its 95 % interval (Student's t over rows, paired: the calibration error is no mean over rows)."""
+    rows; on test rows, `before` and `after`, expected calibration error and loss (nats), and the `difference` of each,
+    paired by row. 95 % intervals: of losses Student's t over rows; of the calibration error, which is no mean over rows,
+    a bootstrap of rows."""
     config, logits, labels, found = get_profile(profile), {}, {}, {}
     classifier = Classifier.from_checkpoint(list_checkpoints(CHECKPOINTS / profile)[-1])
     test = load_split(config.dataset, "test", config.dataset_revision)
@@ -51,10 +55,25 @@ def fit_temperature(profile: str = "mini-agnews") -> dict:
         return -log_softmax(logits[part] / temperature, axis=1)[np.arange(len(labels[part])), labels[part]]
 
     temperature = float(minimize_scalar(lambda t: losses(t, "validation").mean(), bounds=(0.1, 10), method="bounded").x)
-    for name, divisor in (("before", 1.0), ("after", temperature)):
-        ece = calibration(softmax(logits["test"] / divisor, axis=1), labels["test"])["ece"]
-        found[name] = {"ece": ece, "loss": float(losses(divisor, "test").mean())}
+    divisors = {"before": 1.0, "after": temperature}
+    scaled = {name: softmax(logits["test"] / divisor, axis=1) for name, divisor in divisors.items()}
+
+    def error(name: str, rows: np.ndarray) -> float:
+        return calibration(scaled[name][rows], labels["test"][rows])["ece"]
+
+    for name, divisor in divisors.items():
+        loss = float(losses(divisor, "test").mean())
+        found[name] = {"loss": loss} | _with_interval("ece", partial(error, name), len(test))
     gain = losses(1.0, "test") - losses(temperature, "test")
     low, high = ttest_1samp(gain, 0).confidence_interval()
-    found["difference"] = {"loss": float(gain.mean()), "interval": [float(low), float(high)]}
+    gains = _with_interval("ece", lambda rows: error("before", rows) - error("after", rows), len(test))
+    found["difference"] = {"loss": float(gain.mean()), "interval": [float(low), float(high)]} | gains
     return {"profile": profile, "temperature": temperature} | found
+
+
+def _with_interval(name: str, statistic: Callable[[np.ndarray], float], count: int) -> dict:
+    """A statistic of all `count` rows, given by their numbers, and its 95 % interval over rows drawn anew. Chance alone
+    makes a calibration error larger than it is; the basic bootstrap takes that off, so the interval may end below it."""
+    rows, options = np.arange(count), {"vectorized": False, "n_resamples": 2000, "method": "basic", "rng": 0}
+    low, high = bootstrap((rows,), statistic, **options).confidence_interval
+    return {name: statistic(rows), f"{name}_interval": [float(low), float(high)]}

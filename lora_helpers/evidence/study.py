@@ -20,7 +20,7 @@ from ..inference import Classifier, evaluate_classifier
 from ..records import RunRecord, read_record, validation_rows, write_record
 from ..training.run import train
 
-SEEDS = (42, 43, 44)
+SEEDS, MORE_SEEDS = (42, 43, 44), (42, 43, 44, 45, 46)
 RATES = (5e-4, 1e-3, 2e-3)  # learning rate at its peak
 
 # Each arm changes fields of the profile; the first, to which the others are compared, none.
@@ -35,11 +35,12 @@ PLACES = {  # as many trained numbers in each
     "key": {"lora_targets": ("key",)},
     "query and value, rank 1": {"lora_targets": ("query", "value"), "lora_rank": 1, "lora_alpha": 2.0},
 }
+BASES = {"pretrained": {}, "random": {"random_base": True}}
 RANKS = {"rank 2": {}} | {f"rank {r}": {"lora_rank": r, "lora_alpha": 2.0 * r} for r in (1, 8, 64)}  # alpha / r stays
 LEARNING_RATES = {"2e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "4e-3", "8e-3")}
 
 
-def run_study(arms: dict[str, dict], *, profile: str = "mini-agnews", seeds: Sequence[int] = range(42, 47)) -> dict:
+def run_study(arms: dict[str, dict], *, profile: str = "mini-agnews", seeds: Sequence[int] = MORE_SEEDS) -> dict:
     """Validation accuracy of every arm and seed, and how each arm compares with the first; see `compare_arms`."""
     runs, steps = {}, get_profile(profile).max_steps
     for arm, fields in arms.items():  # evaluated at the end, which is all that is compared
@@ -52,8 +53,8 @@ def run_study(arms: dict[str, dict], *, profile: str = "mini-agnews", seeds: Seq
 
 def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
     """Mean, standard deviation (n - 1) and the mean difference (first arm minus this one, seed by seed) with its 95 %
-    interval: Student's t on the paired differences; of one seed the mean alone. `accuracies`: one value a seed, the same
-    seeds in each arm.
+    interval: Student's t on the paired differences; of one seed the mean alone. `accuracies`: one value a seed, in the
+    same order in each arm, of which only the first may have more.
     """
     from scipy.stats import ttest_1samp
 
@@ -61,15 +62,15 @@ def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
     for arm, values in accuracies.items():
         compared[arm] = {"validation_accuracy": list(values)} | _mean_and_std(values)
         if arm != reference and len(values) > 1:
-            differences = np.subtract(accuracies[reference], values)
+            differences = np.subtract(accuracies[reference][: len(values)], values)
             low, high = ttest_1samp(differences, 0).confidence_interval()
             compared[arm] |= {"difference": float(differences.mean()), "interval": [float(low), float(high)]}
     return compared
 
 
-def repeat_seeds(profile: str, **fields) -> dict:
-    """The profile with three seeds: test and validation accuracy, mean and standard deviation (n - 1), curves."""
-    rows = run_seeds(profile, SEEDS, **fields)
+def repeat_seeds(profile: str, seeds: Sequence[int] = SEEDS, **fields) -> dict:
+    """The profile with several seeds: test and validation accuracy, mean and standard deviation (n - 1), curves."""
+    rows = run_seeds(profile, seeds, **fields)
     means = {each: _mean_and_std([row[f"{each}_accuracy"] for row in rows]) for each in ("test", "validation")}
     return {"runs": rows} | {f"{each}_{name}": value for each in means for name, value in means[each].items()}
 
