@@ -1,7 +1,7 @@
 """On which device and in which arithmetic a `Classifier` computes: float32, bfloat16, or int8 on a CPU.
 
 For int8, oneDNN's product is taken: torchao's is forty times as slow as float32 where a processor lacks VNNI, and ONNX
-Runtime, as fast as this, needs up to a minute to translate a model first.
+Runtime, which `bench` puts beside it, needs up to a minute to translate a model first.
 """
 
 import logging

@@ -232,3 +232,4 @@ def test_the_evidence_supports_the_claims():
     last = agnews["checkpoints"]["2400"]["validation_accuracy"]
     assert last - evidence["random-base"]["validation_accuracy"] >= 0.10
     assert evidence["transfer"]["accuracy"] >= 0.75
+    assert evidence["mpnet-resumed"]["same_bits"]  # its card says so

@@ -103,6 +103,20 @@ def test_a_first_run_is_stopped_goes_on_and_becomes_the_committed_one(
     assert f"{record['test']['accuracy']:.4f}" in shown and not {report.NO_RECORD, report.NO_VALUE} & set(shown)
 
 
+def test_it_is_said_whether_a_committed_run_ends_in_the_same_bits_when_it_goes_on(
+    folders, tiny_base, monkeypatch, one_thread
+):
+    config = get_profile("mini", base_model=str(tiny_base), max_length=32, max_steps=4, eval_steps=2, save_steps=2)
+    monkeypatch.setattr(rebuild, "get_profile", lambda _: config)
+    train(config, folders / "mini")
+    same = {"profile": "mini", "resumed_at": 2, "same_bits": True}
+    assert rebuild.resume_again("mini") == same
+    monkeypatch.setattr("lora_helpers.training.trainer.make_trainer", None)  # the second time nothing is trained
+    assert rebuild.resume_again("mini") == same
+    (folders / "mini" / "checkpoint-4" / "adapter_model.safetensors").write_bytes(b"other")
+    assert rebuild.resume_again("mini") == same | {"same_bits": False}
+
+
 def test_a_committed_run_is_replaced_whole_and_keeps_its_card(tmp_path):
     target, fresh = tmp_path / "mini", tmp_path / "runs" / "evidence-mini"
     for folder, step in ((target, 1), (fresh, 2)):

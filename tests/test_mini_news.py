@@ -59,5 +59,5 @@ def test_it_is_neither_trivial_nor_noise(bundled_rows):
 
     labels, texts = zip(*bundled_rows["train"], strict=True)
     model = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000)).fit(texts, labels)
-    labels, texts = zip(*bundled_rows["test"], strict=True)
+    labels, texts = zip(*bundled_rows["validation"], strict=True)  # nothing is chosen on the test split
     assert 0.65 <= model.score(texts, labels) <= 0.92

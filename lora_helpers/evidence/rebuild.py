@@ -17,17 +17,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..architecture import draw_roberta_base
-from ..checkpoints import list_checkpoints, load_checkpoint
+from ..checkpoints import list_checkpoints, load_checkpoint, step_of
 from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
 from ..data import COMMITTED_ROWS, load_ag_news, load_split, row_marks
 from ..environment import environment
 from ..errors import InputError
 from ..figures import draw_figures, save
-from ..files.manifests import read_manifest, seal
+from ..files.manifests import hash_file, read_manifest, seal
 from ..files.places import CHECKPOINTS, REPOSITORY, RUNS
 from ..inference import Classifier, evaluate_classifier
 from ..model import lora_norms
 from ..records import committed_runs, read_evidence, read_record, write_evidence, write_record
+from ..training.run import train
 from . import study
 from .plots import draw_studies, draw_throughput
 
@@ -80,6 +81,14 @@ def score_again() -> None:
         record["test"] = study.score_on_test(get_profile(run.name), run)
         record["lora_norms"] = lora_norms(load_checkpoint(list_checkpoints(run)[-1])[0])
         write_record(run, record)
+
+
+def resume_again(profile: str) -> dict:
+    """A committed run, gone on with from its last checkpoint but one: whether it ends in the same weights, bit by bit."""
+    (*_, start, end), again = list_checkpoints(CHECKPOINTS / profile), RUNS / f"resumed-{profile}"
+    train(get_profile(profile), again, **({"resume": True} if list_checkpoints(again) else {"resume_from": start}))
+    weights = (folder / "adapter_model.safetensors" for folder in (end, list_checkpoints(again)[-1]))
+    return {"profile": profile, "resumed_at": step_of(start), "same_bits": len({*map(hash_file, weights)}) == 1}
 
 
 def rebuild_base() -> None:
@@ -173,13 +182,14 @@ PARTS = {
     "mini-seeds": partial(study.repeat_seeds, "mini"),
     "mini-agnews-seeds": partial(study.repeat_seeds, "mini-agnews", study.MORE_SEEDS),
     "mpnet-rates": study.choose_rate,
+    "mpnet-resumed": partial(resume_again, "mpnet-base"),
     "ablations": partial(study.run_study, study.ABLATIONS),
     "places": partial(study.run_study, study.PLACES),
     "ranks": partial(study.run_study, study.RANKS, seeds=study.SEEDS),
     "learning-rates": partial(study.run_study, study.LEARNING_RATES, seeds=study.SEEDS),
-    # Controls: a permutation of the labels a seed; a base of random weights a seed.
+    # Controls: a permutation of the labels a seed; a base of random weights.
     "shuffled-labels": partial(study.repeat_seeds, "mini", shuffled_labels=True),
-    "random-base": partial(study.run_study, study.BASES, seeds=study.SEEDS),
+    "random-base": lambda: study.train_once(get_profile("mini-agnews", random_base=True)),
     "baselines": partial(_load_and_run, "baselines", "measure_baselines"),
     "rivals": partial(_load_and_run, "rivals", "measure_rivals"),
     "mpnet-rivals": partial(_load_and_run, "rivals", "measure_rivals", "mpnet-base", {"head alone": (42,)}),
@@ -196,5 +206,6 @@ PARTS = {
     "figures": draw,
 }
 # Run when asked for by name: hours, or what changes committed runs.
-HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", "mpnet-rates", "mpnet-rivals", "mpnet-int8")
+OF_MPNET = ("mpnet-rates", "mpnet-resumed", "mpnet-rivals", "mpnet-int8")
+HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", *OF_MPNET)
 NAMED_ALONE = ("base", "rows", "test-scores", *HOURS)

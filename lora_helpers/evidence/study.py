@@ -30,12 +30,11 @@ ABLATIONS = {  # no speed bought with accuracy: with and without what makes a st
     "base-dropout": {"base_dropout": 0.1},
 }
 PLACES = {  # as many trained numbers in each
-    "query": {},
-    "value": {"lora_targets": ("value",)},
-    "key": {"lora_targets": ("key",)},
-    "query and value, rank 1": {"lora_targets": ("query", "value"), "lora_rank": 1, "lora_alpha": 2.0},
+    "on query": {},
+    "on value": {"lora_targets": ("value",)},
+    "on key": {"lora_targets": ("key",)},
+    "on query and value at rank 1": {"lora_targets": ("query", "value"), "lora_rank": 1, "lora_alpha": 2.0},
 }
-BASES = {"pretrained": {}, "random": {"random_base": True}}
 RANKS = {"rank 2": {}} | {f"rank {r}": {"lora_rank": r, "lora_alpha": 2.0 * r} for r in (1, 8, 64)}  # alpha / r stays
 LEARNING_RATES = {"2e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "4e-3", "8e-3")}
 
