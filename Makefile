@@ -10,7 +10,7 @@ export PROFILE
 
 help:  ## show this list
 	@echo "make TARGET, first of all run or test; PROFILE=$(PROFILE)"
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 14
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-12s%s\n", $$1, $$2}' Makefile
 
 run: .venv/installed  ## execute the notebook from top to bottom into checkpoints/runs/; PROFILE=mini-agnews for another profile
 	@mkdir -p checkpoints/runs
@@ -46,7 +46,8 @@ clean:  ## remove the environment and your runs
 	rm -rf .venv checkpoints/runs
 
 .venv/installed: requirements.txt constraints.txt
-	test -d .venv || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit("Python is %d.%d, wanted 3.11 or newer: make PYTHON=python3.11 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }  # half of one would pass for whole
 	$(PIP) -r requirements.txt
 	touch $@
 

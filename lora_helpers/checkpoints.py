@@ -52,16 +52,19 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def verify_checkpoint(folder: Path | str, *, fetch: bool = False) -> Verification:
+def verify_checkpoint(folder: Path | str, *, fetch: bool = False, control: bool = False) -> Verification:
     """What `load_checkpoint` finds on its way; `fetch` allows a base that is neither a profile's nor in the cache."""
-    return load_checkpoint(folder, fetch=fetch)[2]
+    return load_checkpoint(folder, fetch=fetch, control=control)[2]
 
 
-def load_checkpoint(folder: Path | str, *, fetch: bool = True) -> tuple[PeftModel, PreTrainedTokenizer, Verification]:
+def load_checkpoint(
+    folder: Path | str, *, fetch: bool = True, control: bool = False
+) -> tuple[PeftModel, PreTrainedTokenizer, Verification]:
     """The model of a checkpoint in evaluation mode, float32 on the CPU, its tokenizer and what was verified.
 
     First comes what the folder itself tells: checksums, configuration, tensors. Only then is the base opened, or
-    fetched, and the tensors compared with what PEFT would save for it.
+    fetched, and the tensors compared with what PEFT would save for it. A checkpoint on a base of random weights is refused,
+    but as a `control`, by whoever draws these weights anew.
 
     Raises: InputError: no checkpoint at `folder`, or its base model is not to be had here. CheckFailed: it is damaged,
         or would load only partly; the message lists what does not fit.
@@ -75,6 +78,8 @@ def load_checkpoint(folder: Path | str, *, fetch: bool = True) -> tuple[PeftMode
     base_name, revision = _name_base(lora, notices)
     if not fetch and PINNED.get(base_name, "") != revision:
         require_here(base_name, revision)
+    if manifest and manifest["config"].get("random_base") and not control:
+        raise CheckFailed("this checkpoint is a control on a base of random weights, not kept; train it again")
     if manifest:
         _verify_base(manifest, base_name, revision, notices)
     base, tokenizer, new_weights = load_base(base_name, revision)
@@ -136,8 +141,6 @@ def _name_checkpoints(folder: Path) -> str:
 
 def _verify_base(manifest: dict, name: str, revision: str | None, notices: list[str]) -> None:
     """The base must be the bytes that the checkpoint was trained on; a folder's tokenizer may be spelt otherwise."""
-    if manifest["config"].get("random_base"):
-        raise CheckFailed("this checkpoint is a control on a base of random weights, not kept; train it again")
     wanted, found = manifest["base"], base_identity(name, revision)
     if wanted["sha256"] == found["sha256"]:
         return

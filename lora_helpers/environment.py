@@ -58,9 +58,8 @@ def describe_code(repository: Path = REPOSITORY) -> dict:
         if ".ipynb_checkpoints" not in path.parts:  # Jupyter's copies, which git ignores
             text = path.read_bytes().replace(b"\r\n", b"\n")  # the same on every system
             digest.update(f"{path.relative_to(repository).as_posix()} {len(text)}\n".encode() + text)
-    top = _git(repository, "rev-parse", "--show-toplevel")
     commit = changes = None
-    if top and os.path.samefile(top, repository):
+    if _git(repository, "rev-parse", "--show-cdup") == "":  # no way up: the repository's own top
         commit = _git(repository, "rev-parse", "--verify", "HEAD")
         changes = _git(repository, "status", "--porcelain", "--", *CODE)
     committed = None if changes is None else not changes
@@ -132,11 +131,12 @@ def best_device():
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether the device multiplies in bfloat16 by instructions of its own; older ones imitate it, slower than float32."""
+def has_fast_bfloat16(device: str | None = None) -> bool:
+    """Whether a "cpu" or "cuda" device, by default what a run would train on, multiplies in bfloat16 by instructions of
+    its own; older ones imitate it, slower than float32."""
     import torch
 
-    if torch.cuda.is_available():
+    if (device or "cuda") == "cuda" and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(torch.cpu.get_capabilities().get(name) for name in FAST_BFLOAT16)
 

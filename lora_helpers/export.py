@@ -46,7 +46,8 @@ def export_checkpoint(
             target.rmdir()
         unfinished.rename(target)
     except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or first_line(error)})") from error
+        fault = error.strerror or first_line(error)
+        raise InputError(f"{error.filename or target}: cannot be read or written ({fault})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return target

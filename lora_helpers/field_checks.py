@@ -13,7 +13,7 @@ from typing import Any
 from .errors import InputError
 
 BATCH_ORDERS = ("random", "length-grouped")
-SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
+SCHEDULERS = ("linear", "cosine", "constant_with_warmup")  # all after the warm-up
 LARGEST = sys.float_info.max  # beyond it an int, which has no bound, is no float any more
 
 # What a field may take: in words, and as a test, which NaN fails as it fails every comparison.

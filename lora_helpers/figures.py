@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections import Counter
 from html import escape
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from .architecture import draw_architecture
 from .config import AG_NEWS, BUNDLED, LABELS
 from .environment import code_mark
+from .errors import InputError
 from .files.places import CHECKPOINTS
 from .records import RECORD, find_rivals, read_evidence, read_record, training_rows, validation_rows
 
@@ -35,8 +37,13 @@ ENOUGH_ROWS = 1000  # of a test split, for a reliability diagram to say anything
 
 
 def draw_figures(run_dirs: list[Path | str], output_dir: Path | str) -> dict[str, dict[str, Path]]:
-    """Draw every figure of every run as `output_dir/RUN-KIND.png`; returns the files by run and kind."""
-    output_dir, drawn = Path(output_dir), {}
+    """Draw every figure of every run as `output_dir/RUN-KIND.png`; returns the files by run and kind.
+
+    Raises: InputError: two runs of one name, whose files would overwrite each other.
+    """
+    output_dir, drawn, names = Path(output_dir), {}, Counter(Path(run_dir).resolve().name for run_dir in run_dirs)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise InputError(f"more than one run is called {twice[0]}; draw each into a folder of its own")
     output_dir.mkdir(parents=True, exist_ok=True)
     for run_dir in run_dirs:
         record, run = read_record(run_dir), Path(run_dir).resolve().name

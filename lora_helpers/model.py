@@ -34,6 +34,8 @@ def build_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         model = get_peft_model(base, make_lora_config(config, sorted({name.split(".")[0] for name in new_weights})))
     except ValueError as error:
         raise InputError(f"lora_targets {config.lora_targets}: {first_line(error)}") from error
+    if any(len(getattr(module, "lora_embedding_A", ())) for module in model.modules()):
+        raise InputError(f"lora_targets {config.lora_targets}: an embedding is among them; wanted linear layers")
     # PEFT writes the folder it loaded from; a checkpoint must not carry a path of this machine.
     model.peft_config["default"].base_model_name_or_path = portable_name(config.base_model)
     # Left to itself, PEFT asks the Hub at every save for the base's `main` branch, to see whether the vocabulary grew.
@@ -115,9 +117,10 @@ def shape_of(model) -> dict:
     """What the architecture figure draws: sizes of the encoder, shapes of the first adapter, of its layer and of the head."""
     names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
     layer = next(module for module in model.modules() if hasattr(module, "lora_A"))
-    wide = getattr(model.config, "intermediate_size", None) or model.config.hidden_dim  # DistilBERT's name
+    # As BERT, DistilBERT and OPT call it; GPT-2, if it says nothing, has four times the width.
+    wide = (getattr(model.config, name, None) for name in ("intermediate_size", "hidden_dim", "ffn_dim", "n_inner"))
     return {name: getattr(model.config, name) for name in names} | {
-        "feed_forward_size": wide,
+        "feed_forward_size": next(filter(None, wide), 4 * model.config.hidden_size),
         "W": list(layer.base_layer.weight.shape),
         "A": list(layer.lora_A["default"].weight.shape),
         "B": list(layer.lora_B["default"].weight.shape),

@@ -20,6 +20,12 @@ def test_rows_seen_are_those_of_the_runs_own_batches(tiny_config):
     assert len(baselines.rows_seen(tiny_config, train)) == len(train)  # 150 steps of 16 rows are three epochs
 
 
+def test_a_short_batch_ends_an_epoch(tiny_config):
+    config, lengths = tiny_config.replace(batch_size=16, max_steps=4), list(range(10, 50))
+    rows = baselines.rows_in_batches(config, lengths)  # 16, 16 and 8 rows, and 16 of the next epoch
+    assert len(rows) == 56 and sorted(rows[:40]) == list(range(40)) and len({*rows[40:]}) == 16
+
+
 @pytest.fixture(scope="module")
 def found():
     with pytest.MonkeyPatch.context() as patch:

@@ -119,7 +119,7 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(checkpoint, tmp_p
     for target, how, message in (
         ("full", {}, "exists already; name another folder"),
         ("file", {}, "exists already; name another folder"),
-        ("no/folder", {}, r"cannot be written \(No such file or directory\)"),
+        ("no/folder", {}, r"cannot be read or written \(No such file or directory\)"),
         ("new", {"form": "tflite"}, "form is 'tflite', wanted one of merged, adapter, onnx"),
         ("new", {"base_name": "checkpoints/roberta-mini"}, "which is a folder; wanted the base's name on the Hub"),
     ):

@@ -181,6 +181,14 @@ def test_the_architecture_s_parts_add_up_for_other_encoders(kind):
     assert draw_architecture(facts)
 
 
+def test_two_runs_of_one_name_do_not_overwrite_each_others_figures(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder / "mine").mkdir(parents=True)
+    with pytest.raises(InputError, match="more than one run is called mine"):
+        draw_figures([tmp_path / "a" / "mine", tmp_path / "b" / "mine"], tmp_path / "figures")
+    assert not (tmp_path / "figures").exists()
+
+
 def test_a_folder_without_a_record_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no run\.json"):
         draw_figures([tmp_path], tmp_path)

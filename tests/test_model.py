@@ -16,7 +16,7 @@ from lora_helpers.errors import InputError
 from lora_helpers.files.hub import base_identity
 from lora_helpers.files.places import portable_name
 from lora_helpers.inference import Classifier
-from lora_helpers.model import build_meta_model, build_model, count_parameters, parameter_table
+from lora_helpers.model import build_meta_model, build_model, count_parameters, parameter_table, shape_of
 from lora_helpers.training.run import train
 
 
@@ -197,9 +197,21 @@ def test_a_new_weight_that_would_stay_frozen_is_refused(tiny_config, monkeypatch
         model.build_model(tiny_config)
 
 
+def test_a_base_that_names_no_feed_forward_size_has_a_shape_all_the_same():
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    shape = transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2)
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules=["c_attn"], fan_in_fan_out=True)
+    model = get_peft_model(transformers.GPT2ForSequenceClassification(shape), lora)
+    assert shape_of(model)["feed_forward_size"] == 128
+
+
 def test_bad_bases_and_targets_are_one_line(tiny_config, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="lora_targets"):
         build_model(tiny_config.replace(lora_targets=("qery",)))
+    with pytest.raises(InputError, match="an embedding is among them; wanted linear layers"):
+        build_model(tiny_config.replace(lora_targets=("query", "word_embeddings")))
     with pytest.raises(InputError, match="could not be loaded"):
         build_model(tiny_config.replace(base_model=str(tmp_path)))
     monkeypatch.delenv("ROBERTA_BASE_DIR", raising=False)

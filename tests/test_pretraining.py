@@ -109,6 +109,8 @@ def test_a_stopped_pretraining_resumes_to_the_same_weights(tmp_path):
         record = pretrain(config, tmp_path / "whole")
     shutil.rmtree(keep / "checkpoint-20")
     shutil.copytree(keep, tmp_path / "stopped" / "work")
+    (tmp_path / "stopped" / "work" / "checkpoint-15").mkdir()
+    (tmp_path / "stopped" / "work" / "checkpoint-15" / "trainer_state.json").touch()  # killed while it was written
     with pytest.raises(InputError, match="holds files already"):
         pretrain(config, tmp_path / "stopped")
     again = pretrain(config, tmp_path / "stopped", resume=True)

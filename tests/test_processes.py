@@ -164,8 +164,12 @@ def test_another_number_of_processes_is_a_warning_where_dropout_is_on(two, caplo
     for dropout, warned in ((0.0, False), (0.05, True)):
         here = manifest | {"world_size": 1, "config": manifest["config"] | {"lora_dropout": dropout}}
         found = describe_resumption(Start(two[0] / "checkpoint-30", manifest), here)
-        assert found["resumed_from"]["world_size"] == 2
+        assert found["resumed_from"]["world_size"] == 2 and "device" not in caplog.text
         assert ("1 here, 2 there" in caplog.text and "dropout masks" in caplog.text) == warned
+    on_gpu = manifest | {"environment": manifest["environment"] | {"device": "a GPU"}}
+    found = describe_resumption(Start(two[0] / "checkpoint-30", manifest), on_gpu)
+    assert found["resumed_from"]["device"] == manifest["environment"]["device"]
+    assert f"device: a GPU here, {manifest['environment']['device']} there; rounding will differ" in caplog.text
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tiny_config, tmp_path, monkeypatch):

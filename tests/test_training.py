@@ -3,6 +3,7 @@ import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.files.manifests import hash_file, read_manifest, seal
 from lora_helpers.processes import this_process
 from lora_helpers.records import RunRecord, read_record, validation_rows
-from lora_helpers.training import arguments, trainer
+from lora_helpers.training import arguments, failures, trainer
 from lora_helpers.training.arguments import BFLOAT16, FLOAT32, Plan, choose_arithmetic, make_arguments
 from lora_helpers.training.run import next_run_dir, train
 
@@ -109,6 +110,44 @@ def test_resume_takes_the_newest_whole_checkpoint_and_says_what_it_skips(unbroke
     assert "checkpoint-140 skipped" in caplog.text and "at step 70" in caplog.text
     assert last_bytes(stopped) == last_bytes(run_dir)
     assert facts(again) == facts(record)
+
+
+def test_a_run_killed_before_its_first_checkpoint_can_be_begun_again(tiny_config, tmp_path, caplog):
+    config = tiny_config.replace(max_steps=4, eval_steps=2, save_steps=2)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()  # all that is left of it
+    train(config, tmp_path / "run")
+    with caplog.at_level("INFO", logger="lora_helpers"):
+        train(config, tmp_path / "elsewhere", resume=True)  # a slip of the finger, perhaps
+    assert "elsewhere holds no checkpoint to go on from: step 0" in caplog.text
+
+
+def test_a_control_on_a_random_base_goes_on_and_is_not_trained_twice(tiny_config, tmp_path, monkeypatch):
+    config, run_dir = tiny_config.replace(max_steps=4, eval_steps=2, save_steps=2, random_base=True), tmp_path / "run"
+    whole = train(config, run_dir)
+    (run_dir / "run.json").unlink()
+    shutil.rmtree(run_dir / "checkpoint-4")
+    again = train(config, run_dir, resume=True)
+    assert again["resumed_from"]["checkpoint"].endswith("checkpoint-2")
+    assert again["checkpoints"] == whole["checkpoints"]
+    monkeypatch.setattr("lora_helpers.training.trainer.make_trainer", None)
+    assert train(config, run_dir, resume=True) == again
+
+
+def test_a_finished_run_needs_no_optimizer_state_to_be_left_as_it_is(tiny_config, tmp_path, monkeypatch):
+    config, run_dir = tiny_config.replace(max_steps=4, eval_steps=2, save_steps=2), tmp_path / "run"
+    record = train(config, run_dir)
+    manifest = read_manifest(run_dir / "checkpoint-4")
+    (run_dir / "checkpoint-4" / "optimizer.pt").unlink()
+    seal(run_dir / "checkpoint-4", {name: value for name, value in manifest.items() if name != "files"})
+    monkeypatch.setattr("lora_helpers.training.trainer.make_trainer", None)
+    assert train(config, run_dir, resume=True) == record
+
+
+@pytest.mark.parametrize(("system", "quoted"), [("posix", "'a b/it'"), ("nt", '"a b/it"')])
+def test_the_command_to_go_on_is_quoted_as_the_shell_wants_it(tiny_config, monkeypatch, system, quoted):
+    monkeypatch.setattr(failures, "os", SimpleNamespace(name=system))
+    assert quoted in failures._command(tiny_config, {"output_dir": "a b/it", "resume": True})
 
 
 def test_a_run_is_never_overwritten(unbroken):
@@ -256,10 +295,10 @@ def test_a_warm_start_with_other_adapters_or_base_is_refused(unbroken, tmp_path,
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("other", [{"resume": True}, {"resume_from": "checkpoint-70"}])
-def test_a_warm_start_and_resuming_exclude_each_other(tiny_config, tmp_path, other):
-    with pytest.raises(InputError, match="give one of the two"):
-        train(tiny_config, tmp_path / "run", warm_start=tmp_path, **other)
+@pytest.mark.parametrize("two", list(combinations(("resume", "resume_from", "warm_start"), 2)), ids="-".join)
+def test_the_ways_to_begin_exclude_each_other(tiny_config, tmp_path, two):
+    with pytest.raises(InputError, match="give one of them"):
+        train(tiny_config, tmp_path / "run", **dict.fromkeys(two, "checkpoint-70"))
 
 
 LARGE_MODEL, SMALL_MODEL = (SimpleNamespace(num_parameters=lambda n=n: n) for n in (110_000_000, 7_400_000))

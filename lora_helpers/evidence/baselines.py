@@ -6,6 +6,7 @@ on the very rows that the profile's run saw. `rebuild` records both, with the pr
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -63,13 +64,15 @@ def rows_seen(config: RunConfig, train) -> np.ndarray:
 
 
 def rows_in_batches(config: RunConfig, lengths: list[int]) -> np.ndarray:
-    """Indices <int64>[max_steps * batch_size] of the training rows, of `lengths` tokens, as the batches of a run bring them."""
+    """Indices <int64>[n] of the training rows, of `lengths` tokens, as the batches of a run bring them; the last batch of an
+    epoch may be short."""
     sampler = LengthGroupedSampler(lengths, config.batch_size, order=config.batch_order, seed=config.seed)
-    wanted, seen = config.max_steps * config.batch_size, []
-    while len(seen) < wanted:
-        sampler.set_epoch(len(seen) // len(lengths))
-        seen += list(sampler)
-    return np.array(seen[:wanted])
+    epochs, rest = divmod(config.max_steps, math.ceil(len(lengths) / config.batch_size))
+    seen = []
+    for epoch in range(epochs + 1):
+        sampler.set_epoch(epoch)
+        seen += list(sampler) if epoch < epochs else list(sampler)[: rest * config.batch_size]
+    return np.array(seen)
 
 
 def _try_all(splits: Splits) -> list[dict]:

@@ -154,7 +154,10 @@ def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
 
 
 def _load_small(precision: str = "float32") -> Classifier:
-    return Classifier.from_checkpoint(CHECKPOINTS / "mini-agnews" / "checkpoint-2400", precision=precision)
+    """On the CPU, where int8 computes, so that precisions are compared on one device."""
+    return Classifier.from_checkpoint(
+        CHECKPOINTS / "mini-agnews" / "checkpoint-2400", precision=precision, device="cpu"
+    )
 
 
 def _replace(target: Path, fresh: Path, card: str = "") -> None:
@@ -184,7 +187,7 @@ PARTS = {
     "mpnet-rates": study.choose_rate,
     "mpnet-resumed": partial(resume_again, "mpnet-base"),
     "ablations": partial(study.run_study, study.ABLATIONS),
-    "places": partial(study.run_study, study.PLACES),
+    "places": partial(study.run_study, study.PLACES, seeds=study.SEEDS),
     "ranks": partial(study.run_study, study.RANKS, seeds=study.SEEDS),
     "learning-rates": partial(study.run_study, study.LEARNING_RATES, seeds=study.SEEDS),
     # Controls: a permutation of the labels a seed; a base of random weights.

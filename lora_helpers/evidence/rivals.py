@@ -39,7 +39,7 @@ from ..files.hub import base_files, base_identity
 from ..files.manifests import write_atomically
 from ..files.places import RUNS
 from ..model import build_meta_model, count_parameters
-from ..training.arguments import Plan, make_arguments
+from ..training.arguments import Plan, make_arguments, restored_precision
 from .baselines import fit_linear, rows_in_batches
 from .study import MORE_SEEDS, SEEDS, compare_arms, run_folder, run_seeds, train_and_test
 
@@ -175,6 +175,7 @@ def _tokenize(
     return {part: each.remove_columns("length") for part, each in rows.items()}, rows["train"]["length"][:], tokenizer
 
 
+@restored_precision()  # a GPU's, which `make_arguments` changes
 def _run(
     arm: str, mark: str, config: RunConfig, *, rows: dict[str, Dataset], seen: dict[int, np.ndarray], collate
 ) -> dict:

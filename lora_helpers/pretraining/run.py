@@ -130,10 +130,17 @@ def initialise_embeddings(model, words, config: PretrainingConfig) -> None:
 
 def _find_stopped(work_dir: Path, last: int) -> str | None:
     """The newest whole checkpoint, None to begin; one at the `last` step does not count, the Trainer would overrun it."""
-    # trainer_state.json is what the Trainer writes last.
-    steps = [int(state.parent.name.rpartition("-")[2]) for state in work_dir.glob("checkpoint-*/trainer_state.json")]
-    steps = [step for step in steps if step < last]
+    # trainer_state.json is what the Trainer writes last; a kill in the middle leaves it empty or cut.
+    whole = [state.parent for state in work_dir.glob("checkpoint-*/trainer_state.json") if _is_json(state)]
+    steps = [step for folder in whole if (step := int(folder.name.rpartition("-")[2])) < last]
     return str(work_dir / f"checkpoint-{max(steps)}") if steps else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:
+        return False
 
 
 def _count_tokens(batches, steps: int) -> dict[str, int]:

@@ -59,6 +59,7 @@ class PretrainingTrainer(Trainer):
             logging_steps=config.eval_steps,
             eval_strategy="steps",
             save_total_limit=2,
+            use_cpu=not torch.cuda.is_available(),  # Apple's GPU does not keep its random state
             optim="adamw_torch_fused",
             remove_unused_columns=False,
             logging_nan_inf_filter=False,

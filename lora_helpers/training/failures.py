@@ -3,7 +3,9 @@
 `run.train` does its work inside `failures_in_one_sentence`.
 """
 
+import os
 import shlex
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,4 +73,4 @@ def _command(config: RunConfig, options: dict) -> str:
     words = ["python", "-m", "lora_helpers", "train", config.profile]
     for name, value in (options | changed).items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
-    return shlex.join(words)
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

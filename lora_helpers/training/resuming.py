@@ -28,8 +28,8 @@ class Beginning:
     allow_other_data: bool = False
 
     def __post_init__(self):
-        if self.warm_start and (self.resume or self.resume_from):
-            raise InputError("a warm start begins a new run, resuming goes on with one; give one of the two")
+        if sum(map(bool, (self.resume, self.resume_from, self.warm_start))) > 1:
+            raise InputError("resume, resume_from and warm_start each begin in another way; give one of them")
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,16 @@ def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
 def _open_as_sealed(checkpoint: Path) -> Start:
     """Nothing damaged, nothing added (a `model.safetensors` the Trainer would load instead of the adapter), its own name."""
     path = checkpoint.resolve()
-    found = verify_checkpoint(path, fetch=True)
+    found, manifest = verify_checkpoint(path, fetch=True, control=True), read_manifest(path)
     if found.unlisted:
         raise CheckFailed(f"{path} holds {', '.join(found.unlisted)}, which its manifest does not list; remove it")
-    if not (path / "optimizer.pt").is_file():
+    if found.step < manifest["config"]["max_steps"] and not (path / "optimizer.pt").is_file():
         raise CheckFailed(
             f"{path} holds no optimizer state: it predicts but cannot be continued; take another of the run"
         )
     if path.name != f"checkpoint-{found.step}":
         raise CheckFailed(f"{path} was written at step {found.step}; name it checkpoint-{found.step} again")
-    return Start(path, read_manifest(path))
+    return Start(path, manifest)
 
 
 def require_same_run(start: Start, config: RunConfig, splits: Splits, *, allow_other_data: bool) -> None:
@@ -95,12 +95,17 @@ def describe_resumption(start: Start, details: dict) -> dict:
     the data were ever changed. Warned is of what this run's `details` say otherwise."""
     then = {"world_size": 1, "arithmetic": "float32"} | start.manifest  # true of every manifest that does not say
     dropout = details["config"]["base_dropout"] or details["config"]["lora_dropout"]
-    for name, effect in (("arithmetic", "rounding"), ("world_size", dropout and "dropout masks")):
-        if details[name] != then[name] and effect:
-            logger.warning("%s: %s here, %s there; %s will differ", name, details[name], then[name], effect)
+    here, then = (about | {"device": about["environment"]["device"]} for about in (details, then))
+    for name, effect in (
+        ("arithmetic", "rounding"),
+        ("device", "rounding"),
+        ("world_size", dropout and "dropout masks"),
+    ):
+        if here[name] != then[name] and effect:
+            logger.warning("%s: %s here, %s there; %s will differ", name, here[name], then[name], effect)
     other_data = details["data"]["sha256"] != then["data"]["sha256"]
     before = then.get("resumed_from", {}).get("other_data", False)
-    kept = {name: then[name] for name in ("world_size", "arithmetic")} | {"other_data": other_data or before}
+    kept = {name: then[name] for name in ("world_size", "arithmetic", "device")} | {"other_data": other_data or before}
     origin = {"resumed_from": {"checkpoint": relative_to_repository(start.path), **kept}}
     return origin | {name: then[name] for name in ("warm_started_from",) if name in then}
 

@@ -81,7 +81,7 @@ def _claimed(output_dir: Path, *, resume: bool) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     output_dir.mkdir(parents=True, exist_ok=True)
-    if not resume and any(output_dir.iterdir()):
+    if not resume and {path.name for path in output_dir.iterdir()} - {".lock"}:  # which a killed run leaves
         raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue its run")
     try:
         lock = FileLock(output_dir / ".lock").acquire(timeout=0)
@@ -106,6 +106,8 @@ def _train(config: RunConfig, output_dir: Path, beginning: Beginning) -> records
     if finished and start.path.parent == output_dir.resolve() and (output_dir / records.RECORD).is_file():
         return records.read_record(output_dir)
     plan = _make_plan(config, output_dir, splits, began - (start.manifest["seconds"] if start else 0.0))
+    if beginning.resume and not start:
+        logger.info("%s holds no checkpoint to go on from: step 0", output_dir)
     if start:
         plan.details.update(describe_resumption(start, plan.details))
         logger.info("resuming %s at step %d", relative_to_repository(start.path), step_of(start.path))
