@@ -46,7 +46,7 @@ clean:  ## remove the environment and your runs
 	rm -rf .venv checkpoints/runs
 
 .venv/installed: requirements.txt constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python is %d.%d, wanted 3.11 or newer: make PYTHON=python3.11 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("Python is too old, wanted 3.11: make PYTHON=python3.11 ...")'
 	test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }  # half of one would pass for whole
 	$(PIP) -r requirements.txt
 	touch $@

@@ -29,11 +29,11 @@ def find_device(name: str | torch.device | None, precision: str) -> torch.device
 
 def set_precision(model: torch.nn.Module, precision: str, device: torch.device) -> torch.nn.Module:
     """`model`, changed in place, so that it computes in `precision` on `device`."""
-    model = model.to(device)  # first: int8 takes the weights to pieces, which only a CPU can
     if precision == "bfloat16":
         if not has_fast_bfloat16(device.type):
             logging.getLogger(__name__).warning("bfloat16 is only imitated by this machine, slowly; float32 is faster")
-        return model.to(torch.bfloat16)
+        return model.to(device, torch.bfloat16)
+    model = model.to(device)  # before int8 takes the weights to pieces, which only a CPU can
     if precision == "int8":
         try:
             for parent in list(model.modules()):

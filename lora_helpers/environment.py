@@ -136,7 +136,7 @@ def has_fast_bfloat16(device: str | None = None) -> bool:
     its own; older ones imitate it, slower than float32."""
     import torch
 
-    if (device or "cuda") == "cuda" and torch.cuda.is_available():
+    if device in (None, "cuda") and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(torch.cpu.get_capabilities().get(name) for name in FAST_BFLOAT16)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..architecture import draw_roberta_base
-from ..checkpoints import list_checkpoints, load_checkpoint, step_of
+from ..checkpoints import WEIGHTS, list_checkpoints, load_checkpoint, step_of
 from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
 from ..data import COMMITTED_ROWS, load_ag_news, load_split, row_marks
 from ..environment import environment
@@ -87,7 +87,7 @@ def resume_again(profile: str) -> dict:
     """A committed run, gone on with from its last checkpoint but one: whether it ends in the same weights, bit by bit."""
     (*_, start, end), again = list_checkpoints(CHECKPOINTS / profile), RUNS / f"resumed-{profile}"
     train(get_profile(profile), again, **({"resume": True} if list_checkpoints(again) else {"resume_from": start}))
-    weights = (folder / "adapter_model.safetensors" for folder in (end, list_checkpoints(again)[-1]))
+    weights = (folder / WEIGHTS for folder in (end, list_checkpoints(again)[-1]))
     return {"profile": profile, "resumed_at": step_of(start), "same_bits": len({*map(hash_file, weights)}) == 1}
 
 

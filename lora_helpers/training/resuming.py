@@ -96,16 +96,13 @@ def describe_resumption(start: Start, details: dict) -> dict:
     then = {"world_size": 1, "arithmetic": "float32"} | start.manifest  # true of every manifest that does not say
     dropout = details["config"]["base_dropout"] or details["config"]["lora_dropout"]
     here, then = (about | {"device": about["environment"]["device"]} for about in (details, then))
-    for name, effect in (
-        ("arithmetic", "rounding"),
-        ("device", "rounding"),
-        ("world_size", dropout and "dropout masks"),
-    ):
+    effects = {"world_size": dropout and "dropout masks", "arithmetic": "rounding", "device": "rounding"}
+    for name, effect in effects.items():
         if here[name] != then[name] and effect:
             logger.warning("%s: %s here, %s there; %s will differ", name, here[name], then[name], effect)
     other_data = details["data"]["sha256"] != then["data"]["sha256"]
     before = then.get("resumed_from", {}).get("other_data", False)
-    kept = {name: then[name] for name in ("world_size", "arithmetic", "device")} | {"other_data": other_data or before}
+    kept = {name: then[name] for name in effects} | {"other_data": other_data or before}
     origin = {"resumed_from": {"checkpoint": relative_to_repository(start.path), **kept}}
     return origin | {name: then[name] for name in ("warm_started_from",) if name in then}
 
