@@ -21,7 +21,8 @@ def find_device(name: str | torch.device | None, precision: str) -> torch.device
         device = torch.device(name or ("cpu" if precision == "int8" else best_device()))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:  # torch built without CUDA asserts
-        raise InputError(f"device is {name!r}: {first_line(error)}; leave it out for the best there is") from error
+        instead = "leave it out for the best there is" if name else 'device="cpu" does without'
+        raise InputError(f"device is {name or best_device()}: {first_line(error)}; {instead}") from error
     if precision == "int8" and device.type != "cpu":
         raise InputError(f"precision is int8 and device {device}: int8 is for the CPU; use bfloat16 there")
     return device

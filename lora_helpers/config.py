@@ -29,7 +29,7 @@ _optimisation, _batches = partial(setting, "optimisation"), partial(setting, "ba
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One fine-tuning run; the defaults are the published course recipe. Raises: as `require_valid`."""
+    """One fine-tuning run; the defaults are the recipe of a course project. Raises: as `require_valid`."""
 
     profile: str = setting("profile", "original", "name", "the profile that this run started from")
 
@@ -163,7 +163,7 @@ PROFILES = {
         profile="mini-agnews", dataset=AG_NEWS, dataset_revision=AG_NEWS_REVISION, validation_size=2000,
         learning_rate=2e-3, warmup_steps=100, max_steps=2400, eval_steps=100, save_steps=500,
     ),
-    # The published course recipe, number by number (the defaults above).
+    # The recipe of a course project, number by number (the defaults above).
     "original": RunConfig(),
     # The same trainable parameters and steps with our recipe.
     "roberta-base": _ROBERTA_BASE,

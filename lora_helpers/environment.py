@@ -10,14 +10,16 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from .config import AG_NEWS, PINNED, ROBERTA_BASE
-from .errors import InputError
+from .errors import InputError, first_line
 from .files.places import REPOSITORY
 
 LIBRARIES = (  # the last two where they are installed
@@ -69,10 +71,11 @@ def describe_code(repository: Path = REPOSITORY) -> dict:
 def code_mark(environment: dict) -> str:
     """What figures print of the code of a record: `code 1a2b3c4d5e`, with `, not committed` where that is so."""
     if "code_sha256" in environment:
-        mark, changed = f"code {environment['code_sha256'][:10]}", environment["code_committed"] is False
-    else:  # an older record: the commit, and whether anything at all differed from it
-        mark, changed = f"commit {(environment['commit'] or 'unknown')[:10]}", environment.get("uncommitted_changes")
-    return f"{mark}, not committed" if changed else mark
+        mark = f"code {environment['code_sha256'][:10]}"
+        return f"{mark}, not committed" if environment["code_committed"] is False else mark
+    # An older record: the commit, and whether anything at all, records and figures included, differed from it.
+    mark = f"commit {(environment['commit'] or 'unknown')[:10]}"
+    return f"{mark} and changes" if environment.get("uncommitted_changes") else mark
 
 
 def compare_with_pins() -> tuple[list[str], list[str]]:
@@ -94,7 +97,8 @@ def require_packages() -> None:
     """Raises InputError, with the command that helps, where a package is missing or older than any that was tested."""
     if faults := compare_with_pins()[0]:
         install = "%pip install" if "ipykernel" in sys.modules else f"{sys.executable} -m pip install"
-        raise InputError(f"{'; '.join(faults)}; run: {install} -r requirements.txt")
+        file = "requirements.txt" if Path.cwd() == REPOSITORY else f'"{REPOSITORY / "requirements.txt"}"'
+        raise InputError(f"{'; '.join(faults)}; run: {install} -r {file}")
 
 
 def stamp() -> str:
@@ -117,18 +121,55 @@ def choose_profile(wanted: str | None = None) -> tuple[str, str]:
     if named := os.environ.get("PROFILE"):
         return named, "as the environment variable PROFILE says"
     if best_device().type != "cuda":
-        return "mini", "no GPU here, and it needs none"
+        return "mini", _why_no_gpu()
     for kind, name in (("model", ROBERTA_BASE), ("dataset", AG_NEWS)):
         if not is_at_hand(name, PINNED[name], kind=kind):
             return "mini", f"there is a GPU, but {name} lies in no folder or cache, and the Hub does not answer at once"
     return "roberta-base", "there is a GPU, and roberta-base and AG News are at hand"
 
 
-def best_device():
-    """The accelerator that torch finds, else the CPU."""
+def _why_no_gpu() -> str:
     import torch
 
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if torch.cuda.is_available():
+        return f"there is a GPU, but this torch cannot compute on it ({find_cuda_fault()})"
+    if shutil.which("nvidia-smi"):
+        here = f"an NVIDIA GPU seems to be here, but torch {torch.__version__} does not see it"
+        return f"{here}; https://pytorch.org/get-started shows the build for its driver"
+    return "no GPU with CUDA here, and it needs none"
+
+
+def best_device():
+    """The accelerator that torch finds and can compute on, else the CPU."""
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return torch.device("cpu") if found.type == "cuda" and find_cuda_fault() else found
+
+
+def trains_on_gpu() -> bool:
+    """Whether runs compute on a CUDA device: there is one that works, and accelerate was not told to keep to the CPU."""
+    import torch
+
+    if not torch.cuda.is_available() or find_cuda_fault():
+        return False
+    from accelerate.utils import parse_flag_from_env
+
+    return not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+@cache
+def find_cuda_fault() -> str | None:
+    """What the CUDA device that torch sees answers instead of a sum, None if it adds: a card that is older than what torch
+    was built for is seen all the same."""
+    import torch
+
+    try:
+        device = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
+        (torch.zeros(1, device=f"cuda:{device}") + 1).item()
+    except (RuntimeError, AssertionError) as error:
+        return first_line(error)
+    return None
 
 
 def has_fast_bfloat16(device: str | None = None) -> bool:
@@ -136,7 +177,7 @@ def has_fast_bfloat16(device: str | None = None) -> bool:
     its own; older ones imitate it, slower than float32."""
     import torch
 
-    if device in (None, "cuda") and torch.cuda.is_available():
+    if device in (None, "cuda") and trains_on_gpu():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(torch.cpu.get_capabilities().get(name) for name in FAST_BFLOAT16)
 
@@ -145,7 +186,7 @@ def peak_memory_mib() -> dict[str, float]:
     """The highest resident memory of this `process` so far, and of the `gpu`'s allocator, in MiB, where it can be had."""
     import torch
 
-    peak = {"gpu": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}
+    peak = {"gpu": torch.cuda.max_memory_allocated() / 2**20} if trains_on_gpu() else {}
     with suppress(ImportError):  # Windows
         import resource
 
@@ -160,7 +201,7 @@ def watch_peak_memory(*, gpu: bool = False) -> Callable[[], float | None]:
     import torch
 
     gc.collect()
-    if gpu and torch.cuda.is_available():
+    if gpu and trains_on_gpu():
         torch.cuda.reset_peak_memory_stats()
         return lambda: peak_memory_mib()["gpu"]
     try:

@@ -35,21 +35,16 @@ def metric():
 
 
 def scores(predictions: np.ndarray, references: np.ndarray) -> dict:
-    """Accuracy, its 95 % interval, macro F1, per-class scores and the confusion matrix (rows: true class).
-
-    The interval is Wilson's (JASA 1927), which holds for proportions near 1 and for few rows.
-    """
-    from scipy.stats import binomtest
+    """Accuracy, its 95 % interval, macro F1, per-class scores and the confusion matrix (rows: true class)."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     classes = range(len(LABELS))
     hits = int((predictions == references).sum())
-    interval = binomtest(hits, len(references)).proportion_ci(method="wilson")
     each = precision_recall_fscore_support(references, predictions, labels=classes, zero_division=0.0)
     named = dict(zip(("precision", "recall", "f1", "support"), each, strict=True))
     return {
         "accuracy": hits / len(references),
-        "interval": [float(interval.low), float(interval.high)],
+        "interval": accuracy_interval(hits, len(references)),
         "macro_f1": float(named["f1"].mean()),
         "per_class": {
             label: {name: column[i].item() for name, column in named.items()} for i, label in enumerate(LABELS)
@@ -57,6 +52,13 @@ def scores(predictions: np.ndarray, references: np.ndarray) -> dict:
         "confusion": confusion_matrix(references, predictions, labels=classes).tolist(),
         "examples": len(references),
     }
+
+
+def accuracy_interval(hits: int, rows: int) -> list[float]:
+    """Wilson's 95 % interval (JASA 1927), which holds for proportions near 1 and for few rows."""
+    from scipy.stats import binomtest
+
+    return list(map(float, binomtest(hits, rows).proportion_ci(method="wilson")))
 
 
 def calibration(probabilities: np.ndarray, references: np.ndarray) -> dict:

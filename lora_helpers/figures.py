@@ -85,11 +85,11 @@ def draw_accuracy(record: dict) -> Figure:
     axes.plot(*zip(*saved, strict=True), ls="", marker="s", ms=8, mfc="none", color=ORANGE, label="saved checkpoint")
     linear = evidence.get("baselines", {}).get(record["profile"], {}).get("chosen", {})
     rivals = find_rivals(record["profile"], evidence)
-    lines = {"linear model": linear.get("validation_accuracy")}
-    lines |= {arm: found["mean"] for arm, found in rivals.items() if arm != "LoRA"}
-    for (label, value), style in zip(lines.items(), ("--", ":", "-."), strict=False):
-        if value:
-            axes.axhline(value, color=GREY, ls=style, label=f"{label}: {value:.3f}")
+    means = {arm: (found["mean"], len(found["runs"])) for arm, found in rivals.items() if arm != "LoRA"}
+    for (arm, (value, seeds)), style in zip(means.items(), (":", "-."), strict=False):
+        axes.axhline(value, color=GREEN, ls=style, label=f"{arm}, {seeds} seed{'s' * (seeds > 1)}: {value:.3f}")
+    if value := linear.get("validation_accuracy"):
+        axes.axhline(value, color=GREY, ls="--", label=f"linear model, all rows: {value:.3f}")
     axes.set(xlabel="optimizer step", ylabel="share of rows right", title=f"Validation accuracy: {_name_data(record)}")
     axes.set_ylim(min(0.7, *accuracy), 1)
     axes.legend(loc="lower right", fontsize=SMALL)
@@ -109,7 +109,11 @@ def draw_confusion(record: dict) -> Figure | None:
         axes.text(j, i, f"{count:,}\n{share[i, j]:.1%}", ha="center", va="center", color=color, size=13)
     axes.set_xticks(range(len(LABELS)), LABELS)
     axes.set_yticks(range(len(LABELS)), LABELS)
-    axes.set(xlabel="predicted class", ylabel="true class", title=f"{counts.sum():,} test rows: {_name_data(record)}")
+    axes.set(
+        xlabel="predicted class; % of the true one",
+        ylabel="true class",
+        title=f"{counts.sum():,} test rows: {_name_data(record)}",
+    )
     return figure
 
 
@@ -126,7 +130,7 @@ def draw_reliability(record: dict) -> Figure | None:
     axes.plot([0.25, 1], [0.25, 1], color=GREY, ls=":", label="perfectly calibrated")
     axes.plot(confidence, p, color=BLUE, ls="", marker="o", label="this model, 95 % intervals")
     axes.vlines(confidence, *ends, color=BLUE)
-    title = f"Calibration error {record['test']['calibration']['ece']:.3f}: {_name_data(record)}"
+    title = f"Expected calibration error {record['test']['calibration']['ece']:.3f}: {_name_data(record)}"
     axes.set(ylabel="share of rows right", ylim=(-0.03, 1.03), title=title)
     axes.legend(loc="lower right", fontsize=SMALL)
     strip.bar(confidence, n, width=0.03, color=GREY)
@@ -165,13 +169,13 @@ def draw_norms(record: dict) -> Figure:
     if isinstance(norms[0], dict):
         values, largest, relative = _columns(norms, "singular_values", "largest_of_W", "relative")
         for i, (color, name) in enumerate(((ORANGE, "1st"), ("#F0B48C", "2nd"))[: len(values[0])]):
-            axes.bar(places + 0.4 * i - 0.2, [v[i] for v in values], 0.4, color=color, label=f"{name} of the update")
-        axes.plot(places, largest, ls="", marker="_", ms=22, mew=3, color=GREY, label="1st of W itself")
+            axes.bar(places + 0.4 * i - 0.2, [v[i] for v in values], 0.4, color=color, label=f"update, {name}")
+        axes.plot(places, largest, ls="", marker="_", ms=22, mew=3, color=GREY, label="W, 1st")
         for x, y, share in zip(places, np.maximum(largest, [v[0] for v in values]), relative, strict=True):
             axes.text(x, y, f" {share:.0%}", rotation=90, ha="center", va="bottom", size=SMALL)
         axes.margins(y=0.65)  # room for the legend
         axes.legend(loc="upper left", ncols=2, fontsize=SMALL)
-        axes.set(ylabel="singular value", title="The update; its norm in % of W's")
+        axes.set(ylabel="singular value", title="Singular values; %: norm of the update / of W")
     else:  # recorded before the singular values were
         axes.bar(places, norms, color=ORANGE)
         axes.set(ylabel="Frobenius norm", title="Size of the update (alpha / r) B A")

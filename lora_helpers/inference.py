@@ -42,7 +42,7 @@ LARGE_FILE = 20_000  # documents; on two cores the bundled base labels them in a
 
 class Classifier:
     """A sequence classifier with merged adapter, in evaluation mode, made by `from_checkpoint`. It can be pickled, and used
-    by several threads or after a fork."""
+    by several threads or, on a CPU, after a fork."""
 
     def __init__(
         self, model, tokenizer, *, max_length: int, verification: Verification | None = None,
@@ -158,9 +158,16 @@ class Classifier:
         np.random.default_rng(0).shuffle(batches)  # short and long ones in turn: the time left is told rightly
         results = np.empty((len(rows), len(LABELS)), dtype=np.float32)
         with torch.inference_mode():
-            for batch in batches:
+            while batches:
+                batch = batches.pop()
                 inputs = pad([rows[i] for i in batch], self.tokenizer.pad_token_id)
-                logits = self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}).logits
+                try:
+                    logits = self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}).logits
+                except torch.OutOfMemoryError as error:  # of a GPU
+                    if len(batch) == 1:
+                        raise InputError(f'{first_line(error)}; device="cpu" does without the GPU') from error
+                    batches += [batch[::2], batch[1::2]]
+                    continue
                 results[batch] = logits.float().softmax(dim=-1).cpu().numpy()
                 advance(len(batch))
         return results

@@ -6,11 +6,12 @@ With a single process nothing here does anything. `training` and the command lin
 
 def this_process():
     """accelerate's `PartialState`: which process this is, of how many, and where they wait for each other."""
-    import torch
     from accelerate import PartialState
 
+    from .environment import trains_on_gpu
+
     # Not told that there is no CUDA, it takes each process for a run of its own, and all would write the same files.
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not trains_on_gpu())
 
 
 def leads() -> bool:

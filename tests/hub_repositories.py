@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 from hub_server import Repository
 
+from lora_helpers.bases import full_size_shape
 from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, MPNET_BASE, PINNED, ROBERTA_BASE, ROBERTA_BASE_REVISION
-from lora_helpers.files.places import CHECKPOINTS
+from lora_helpers.files.places import CHECKPOINTS, MINI_NEWS
 
 # 50,265 tokens, 514 positions, a type and a norm (2) of width 32; 2 layers of 8,544; a 4-class head of 1,188.
 SMALL_PARAMETERS = (50_265 + 514 + 1 + 2) * 32 + 2 * 8_544 + 1_188
@@ -28,6 +29,21 @@ def build_repositories(root: Path, roberta_base: Path, ag_news: Path, *, shape: 
         Repository("models", ROBERTA_BASE, ROBERTA_BASE_REVISION, root / "base"),
         Repository("datasets", AG_NEWS, AG_NEWS_REVISION, root / "data"),
     ]
+
+
+def write_sources(root: Path, rows: dict) -> tuple[Path, Path]:
+    """In the place of roberta-base's folder and of AG News': the bundled words, with made-up ones to 50,265, and rows."""
+    base, data = root / "words", root / "rows"
+    full_size_shape(ROBERTA_BASE).save_pretrained(base)
+    words = json.loads((CHECKPOINTS / "roberta-mini" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    made_up = {f"madeupword{i - 16_384:04}": i for i in range(16_384, 50_265)}
+    (base / "vocab.json").write_text(json.dumps(words["vocab"] | made_up), encoding="utf-8")
+    (base / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, words["merges"])]), encoding="utf-8")
+    data.mkdir()
+    for split, count in rows.items():
+        lines = (MINI_NEWS / f"{split}.csv").read_text(encoding="utf-8").splitlines(keepends=True)  # a row a line
+        (data / f"{split}.csv").write_text("".join(islice(cycle(lines), count)), encoding="utf-8")
+    return base, data
 
 
 def build_base(folder: Path, source: Path, **shape) -> None:

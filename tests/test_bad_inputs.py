@@ -233,8 +233,7 @@ def test_what_ends_it_in_the_middle_leaves_no_file(classifier, tmp_path, monkeyp
 @pytest.mark.parametrize("room", [0, 10])
 def test_a_full_disk_is_said_and_leaves_no_file(classifier, tmp_path, room):
     """The system itself ends the writing after `room` bytes."""
-    import resource
-
+    resource = pytest.importorskip("resource")  # not on Windows
     (tmp_path / "in.jsonl").write_text(SAMPLE_JSONL)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:

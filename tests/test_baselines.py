@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import LinearSVC
 
 from lora_helpers.config import get_profile
 from lora_helpers.data import load_ag_news, load_split
@@ -31,6 +34,8 @@ def found():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "FEATURES", {"words and pairs of words": {"sublinear_tf": True}})
         patch.setattr(baselines, "STRENGTHS", {"linear SVM": (1e-4, 1.0), "logistic regression": (3.0,)})
+        few = dict.fromkeys(("max_steps", "eval_steps", "save_steps"), 20)
+        patch.setattr(baselines, "get_profile", lambda name: get_profile(name, **few))
         return baselines.measure_baselines(("mini",))["mini"]
 
 
@@ -40,6 +45,13 @@ def test_the_choice_is_the_best_on_validation_rows_and_every_try_is_recorded(fou
     ]  # fmt: skip
     accuracies = [row["validation_accuracy"] for row in found["tried"]]
     assert found["chosen"]["validation_accuracy"] == max(accuracies) > min(accuracies)
+    splits, model = load_ag_news(get_profile("mini")), LinearSVC(C=1e-4, random_state=0)
+    by_hand = make_pipeline(TfidfVectorizer(sublinear_tf=True), model).fit(*columns(splits.train))
+    assert accuracies[0] == by_hand.score(*columns(splits.validation))
+
+
+def columns(rows):
+    return rows["text"][:], rows["label"][:]
 
 
 def test_predictions_by_row_give_the_recorded_accuracy(found):
@@ -49,4 +61,4 @@ def test_predictions_by_row_give_the_recorded_accuracy(found):
         predictions = from_digits(found[part]["predictions"])
         assert (predictions == labels).mean() == pytest.approx(found[part]["accuracy"])
         assert found[part]["accuracy"] > 0.8 > (predictions == labels[::-1]).mean()
-    assert found["rows_seen"]["train_rows"] == found["all_rows"]["train_rows"] == 840
+    assert (found["rows_seen"]["train_rows"], found["all_rows"]["train_rows"]) == (320, 840)  # 20 steps of 16 rows

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -20,9 +22,25 @@ def test_an_epoch_is_a_permutation_decided_by_seed_and_epoch_alone(order):
     assert epoch(0, 0) != epoch(1, 0)
 
 
+@pytest.mark.parametrize(
+    ("epoch", "first"),
+    [
+        (0, [71, 978, 226, 324, 102, 642, 401, 762, 809, 898, 83, 622, 202, 523, 109, 651]),
+        (1, [569, 317, 449, 970, 184, 919, 513, 724, 349, 337, 244, 892, 75, 132, 760, 197]),
+    ],
+)
+def test_the_order_of_training_is_the_one_of_the_committed_runs(epoch, first):
+    sampler = LengthGroupedSampler(LENGTHS, 16, seed=0)
+    sampler.set_epoch(epoch)
+    assert list(sampler)[:16] == first
+
+
 def test_length_grouping_saves_what_it_claims():
     costs = padding_costs(LENGTHS, 16)
     assert costs["length-grouped"] < 1.1 < 1.4 < costs["random"] < costs["block"]
+    costs = padding_costs([2] * 999 + [4] + [200], 16)  # a block of 1,000 rows, and one of one row
+    assert costs["block"] == pytest.approx((1000 * 4 + 200) / (999 * 2 + 4 + 200))
+    assert costs["fixed"] == pytest.approx(1001 * 128 / (999 * 2 + 4 + 128))
 
 
 def test_batches_differ_from_epoch_to_epoch():
@@ -40,6 +58,7 @@ def test_token_batches_hold_every_row_once_within_the_budget(budget):
     batches = batches_by_tokens(LENGTHS, budget)
     assert sorted(np.concatenate(batches)) == list(range(len(LENGTHS)))
     assert all(len(b) == 1 or len(b) * LENGTHS[b].max() <= budget for b in batches)
+    assert all((len(a) + 1) * LENGTHS[b[0]] > budget for a, b in pairwise(batches))  # not one row more had room
     assert batches_by_tokens([], budget) == []
 
 

@@ -1,5 +1,6 @@
 """The benchmarks measure what they say; how fast anything is, no test asks."""
 
+import sys
 from importlib.util import find_spec
 from itertools import cycle
 
@@ -8,7 +9,10 @@ import pytest
 
 from lora_helpers.evidence import plots, prediction_speed, training_speed
 from lora_helpers.evidence.study import compare_arms
+from lora_helpers.evidence.training_speed import FULL
 from lora_helpers.evidence.workload import PIPELINES, make_inputs, make_model, plan_epoch, sample_lengths, sample_texts
+
+HAS_PEAK = sys.platform == "linux"  # elsewhere the peak of memory cannot begin anew and is None
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +32,16 @@ def test_a_smoke_run_fills_the_record(tiny_shape, monkeypatch):
     for module in (training_speed, prediction_speed):
         monkeypatch.setattr(module, "has_fast_bfloat16", lambda: True)  # emulated where it is not
     record = training_speed.run_benchmark({"tiny": tiny_shape}, rounds=1, batches=2, rows=12)
-    assert [row["pipeline"] for row in record["rows"]] == [*PIPELINES, "trainer-default-bfloat16", "ours-bfloat16"]
+    assert [row["pipeline"] for row in record["rows"]] == [
+        *PIPELINES,
+        FULL,
+        "trainer-default-bfloat16",
+        "ours-bfloat16",
+    ]
     for row in record["rows"]:
-        assert row["padding"] >= 1 and row["peak_memory_mib"] > 0
-        assert row["examples_per_second"] > 0 and row["seconds_per_step"] > 0
+        assert row["padding"] >= 1 and bool(row["peak_memory_mib"]) == HAS_PEAK
+        assert row["examples_per_second"] > 0 and row["by_round"] == [row["examples_per_second"]]
+    assert record["ours_over"] == {"tiny": {}}  # one round has no interval
     peers = record["prediction"]["tiny"]
     onnx = all(map(find_spec, ("onnxruntime", "onnx", "onnxscript")))
     ours = {"ours", "ours-bfloat16", "ours-int8"}
@@ -80,21 +90,47 @@ def test_a_step_in_bfloat16_computes_in_it_and_trains_in_float32(tiny_shape, tin
 def test_ours_runs_without_base_dropout_and_the_others_with_it(tiny_shape, monkeypatch):
     import torch
 
-    seen = {name: set() for name in PIPELINES}
+    seen = {name: set() for name in (*PIPELINES, FULL)}
 
     def make_step(model, config):
+        name = next(names)
+
         def step(inputs, **named):
-            seen[next(names)].update(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p != 0.05)
+            seen[name].update(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p != 0.05)
             return 1.0
 
         return step
 
-    names = cycle(PIPELINES)  # one batch a turn
+    names = cycle(seen)
     monkeypatch.setattr(training_speed, "watch_peak_memory", lambda **_: lambda: 1.0)
     monkeypatch.setattr(training_speed, "make_step", make_step)
     monkeypatch.setattr(training_speed, "has_fast_bfloat16", lambda: False)
     training_speed.measure_steps(tiny_shape, rounds=1, batches=1)
-    assert seen == {name: {0.0} if name == "ours" else {0.1} for name in PIPELINES}
+    assert seen == {name: {0.0} if name in ("ours", FULL) else {0.1} for name in seen}
+
+
+def test_full_fine_tuning_moves_every_weight_of_the_base_and_leaves_the_adapters_as_they_were(tiny_shape, tiny_config):
+    model = make_model(tiny_shape, tiny_config)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    plan = plan_epoch("ours", sample_lengths(160, longest=60), 1)
+    with training_speed.train_everything(model):
+        step = training_speed.make_step(model, tiny_config)
+        step(make_inputs(plan.lengths[0], plan.widths[0], model))
+    moved = {name for name, weight in model.named_parameters() if (weight != before[name]).any()}
+    adapters = {name for name in before if "lora_" in name or "modules_to_save" in name}
+    assert trained == adapters and before.keys() - moved - adapters == set()
+    assert not moved & adapters
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == trained
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_rates_are_compared_by_round_so_that_a_slow_minute_counts_for_both():
+    rounds = {"original": [2.0, 1.0, 1.8], "ours": [6.0, 3.0, 5.5], "other": [2.0, 3.0, 4.0]}
+    found = training_speed.compare_rates(rounds)
+    assert found["original"]["times"] == pytest.approx(3.02, abs=0.01) and np.ptp(found["original"]["interval"]) < 0.3
+    low, high = found["other"]["interval"]
+    assert low < found["other"]["times"] < high and set(found) == {"original", "other"}
 
 
 def test_each_peer_is_shown_at_its_best_batch_size(tiny_shape, monkeypatch):
@@ -113,7 +149,7 @@ def test_each_peer_is_shown_at_its_best_batch_size(tiny_shape, monkeypatch):
 def test_a_stream_has_a_row_for_every_size(classifier):
     rows = prediction_speed.measure_growth(classifier, (50, 100))["predicted_rows"]
     assert [row["size"] for row in rows] == [50, 100]
-    assert all(row["seconds"] > 0 and row["peak_memory_mib"] > 0 for row in rows)
+    assert all(row["seconds"] > 0 and bool(row["peak_memory_mib"]) == HAS_PEAK for row in rows)
 
 
 def test_the_lengths_are_those_of_ag_news(ag_news_dir):
@@ -181,14 +217,44 @@ def test_the_figure_shows_every_pipeline_of_roberta_base():
     assert axes.get_xlim()[1] < 2
 
 
-def test_the_figure_of_the_studies_shows_every_paired_difference_and_which_exclude_nothing():
+def test_the_figure_of_the_studies_has_a_panel_a_question_and_shows_which_intervals_exclude_nothing():
     alike, apart = {"difference": -0.001, "interval": [-0.004, 0.001]}, {"difference": 0.01, "interval": [0.002, 0.02]}
     first, seeds = {"validation_accuracy": [0.9, 0.91]}, {"validation_accuracy": [0.89, 0.9]}
     evidence = {
         "ablations": {"variants": {"ours": first, "random-order": seeds | alike}},
-        "rivals": {"arms": {"LoRA": first, "head alone": seeds | apart}},
+        "rivals": {"arms": {"LoRA": first, "head alone": seeds | apart, "one seed": first}},
     }
-    axes = plots.draw_studies(evidence).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["random-order (2)", "head alone (2)"]
-    drawn = {tuple(line.get_xdata()): line.get_color() for line in axes.lines if len(line.get_xdata()) == 2}
-    assert drawn == {(0, 0): plots.GREY, (-0.4, 0.1): plots.GREY, (0.2, 2.0): plots.BLUE}
+    panels = plots.draw_studies(evidence).axes
+    assert [panel.get_title(loc="left") for panel in panels] == [plots.STUDIES["ablations"], plots.STUDIES["rivals"]]
+    named = [[label.get_text() for label in panel.get_yticklabels()] for panel in panels]
+    assert named == [["random-order (2)"], ["head alone (2)"]]
+    drawn = [{tuple(line.get_xdata()): line.get_color() for line in panel.lines} for panel in panels]
+    nothing = {(0, 0): plots.GREY}
+    assert [{ends: color for ends, color in lines.items() if len(ends) == 2} for lines in drawn] == [
+        nothing | {(-0.4, 0.1): plots.GREY}, nothing | {(0.2, 2.0): plots.BLUE},
+    ]  # fmt: skip
+
+
+def test_the_figure_of_labels_shows_every_seed_and_the_runs_on_all_rows():
+    def make_size(rows, *accuracies):
+        runs = [{"accuracy": value, "linear": {"accuracy": value - 0.1}} for value in accuracies]
+        return {"rows": rows, "runs": runs}
+
+    evidence = {
+        "label-counts": {"profile": "mini-agnews", "sizes": [make_size(500, 0.7, 0.8), make_size(2000, 0.8, 0.9)]},
+        "mini-agnews-seeds": {"runs": [{"test_accuracy": 0.91}, {"test_accuracy": 0.93}]},
+        "baselines": {"mini-agnews": {"all_rows": {"accuracy": 0.92, "train_rows": 78_878}}},
+    }
+    axes = plots.draw_label_counts(evidence).axes[0]
+    lines = {line.get_label(): [*zip(*line.get_data(), strict=True)] for line in axes.lines}
+    points = [[(rows, pytest.approx(y)) for rows, y in line] for line in (
+        [(500, 0.75), (2000, 0.85), (78_878, 0.92)], [(500, 0.65), (2000, 0.75), (78_878, 0.92)],
+    )]  # fmt: skip
+    assert [lines["LoRA"], lines["linear model"]] == points
+
+
+def test_the_figure_of_learning_rates_goes_from_the_lowest_to_the_highest():
+    arms = {name: {"validation_accuracy": [float(name), 0.9]} for name in ("2e-3", "5e-4", "1e-2")}
+    axes = plots.draw_learning_rates({"learning-rates": {"variants": arms}}).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0005", "0.002", "0.01"]
+    assert axes.lines[0].get_ydata() == pytest.approx([0.45025, 0.451, 0.455])

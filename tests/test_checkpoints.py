@@ -62,10 +62,11 @@ def test_the_merged_classifier_equals_the_adapter_and_differs_from_an_untrained_
 
 
 def test_a_foreign_checkpoint_is_taken_with_a_notice_and_predicts_the_same(whole, foreign):
-    classifier = Classifier.from_checkpoint(foreign)
+    classifier, ours = Classifier.from_checkpoint(foreign), Classifier.from_checkpoint(whole)
     assert "no manifest" in " ".join(classifier.verification.notices)
-    wanted = Classifier.from_checkpoint(whole).predict_probabilities(TEXTS)
-    np.testing.assert_array_equal(classifier.predict_probabilities(TEXTS), wanted)
+    np.testing.assert_array_equal(classifier.predict_probabilities(TEXTS), ours.predict_probabilities(TEXTS))
+    assert (ours.max_length, classifier.max_length) == (32, 64)  # the run's; the base's 66 positions but two
+    assert [Classifier.from_checkpoint(whole, max_length=n).max_length for n in (8, 99)] == [8, 64]
 
 
 def test_a_base_with_other_bytes_is_refused(copy, tiny_base):

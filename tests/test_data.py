@@ -38,6 +38,11 @@ def test_validation_rows_are_stratified_disjoint_and_do_not_depend_on_the_seed_o
     assert [list(first.validation["label"]).count(i) for i in range(4)] == [10] * 4
     assert not set(first.validation["text"]) & set(first.train["text"])
     assert load_ag_news(config.replace(split_seed=7)).fingerprints() != first.fingerprints()
+    assert first.source == f"the folder {tmp_path.name}"  # where it lies is nobody's business
+
+
+def test_the_bundled_rows_are_those_of_the_committed_run():
+    assert load_ag_news(get_profile("mini")).fingerprints() == read_record(CHECKPOINTS / "mini")["data"]["sha256"]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -62,6 +67,13 @@ def test_too_few_rows_for_every_class_are_refused(size, labels):
     else:
         with pytest.raises(InputError, match=rf"validation_size is {size} of 80 rows: The "):
             _carve_validation(rows, config)
+
+
+def test_more_than_a_batch_of_rows_is_left_for_training():
+    rows = data._as_dataset(["text"] * 80, [0, 1, 2, 3] * 20)
+    assert len(_carve_validation(rows, get_profile("mini", validation_size=63, batch_size=16))[0]) == 17
+    with pytest.raises(InputError, match="validation_size is 64, but train has only 80 rows"):
+        _carve_validation(rows, get_profile("mini", validation_size=64, batch_size=16))
 
 
 SHARD = "{}-{:05}-of-{:05}.parquet"
@@ -109,6 +121,7 @@ def test_the_files_that_make_a_split_are_named_and_no_other_is_read(tmp_path, na
 
 
 def test_the_hub_is_asked_for_the_same_files_and_no_other(tmp_path, monkeypatch):
+    assert data.HUB_ROWS == {"train": 120_000, "test": 7_600}  # which `hub_client` sets to what is small
     asked = []
 
     def download(name, revision, patterns, *, kind, instead):
@@ -189,8 +202,12 @@ def test_the_listed_rows_are_those_of_the_committed_runs(ag_news_dir, tmp_path, 
     assert load_ag_news(get_profile("mini-agnews")).fingerprints() != found
 
 
-def test_shuffled_labels_keep_texts_and_counts():
-    plain, shuffled = (load_ag_news(get_profile("mini", shuffled_labels=flag)).train for flag in (False, True))
+def test_shuffled_labels_keep_texts_and_counts_and_leave_validation_as_it_is():
+    config = get_profile("mini", shuffled_labels=True)
+    splits = [load_ag_news(each) for each in (config.replace(shuffled_labels=False), config, config.replace(seed=7))]
+    assert len({fingerprint(each.validation) for each in splits}) == 1
+    plain, shuffled, other = (each.train for each in splits)
+    assert list(shuffled["label"]) != list(other["label"])
     assert list(plain["text"]) == list(shuffled["text"])
     assert list(plain["label"]) != list(shuffled["label"])
     assert sorted(plain["label"]) == sorted(shuffled["label"])

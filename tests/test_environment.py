@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import ModuleType
 
+import numpy
 import pytest
 
 from lora_helpers import environment
@@ -77,16 +78,22 @@ def test_the_mark_names_the_code_and_whether_it_was_committed():
     assert environment.code_mark(new | {"commit": None, "code_committed": None}) == "code 1a2b3c4d5e"
     old = {"commit": "c" * 40, "uncommitted_changes": False}
     assert environment.code_mark(old) == "commit cccccccccc"
-    assert environment.code_mark(old | {"uncommitted_changes": True}) == "commit cccccccccc, not committed"
+    assert environment.code_mark(old | {"uncommitted_changes": True}) == "commit cccccccccc and changes"
     assert environment.code_mark({"commit": None, "uncommitted_changes": None}) == "commit unknown"
 
 
-def test_the_environment_is_that_of_this_project():
+def test_the_environment_is_that_of_this_project(monkeypatch):
+    import torch
+
+    can = {"cpu_name": "a processor", "avx2": True, "avx512_f": False, "sse2": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    stock = environment._version
+    monkeypatch.setattr(environment, "_version", lambda name: None if name == "onnxruntime" else stock(name))
     found = environment.environment()
     assert {"scikit-learn", "tokenizers", "safetensors", "numpy"} <= found["libraries"].keys()
-    assert None not in found["libraries"].values()
+    assert "onnxruntime" not in found["libraries"] and found["libraries"]["numpy"] == numpy.__version__
     assert found["code_sha256"] == environment.describe_code()["code_sha256"]
-    assert set(found["instruction_sets"]) <= set(environment.INSTRUCTION_SETS)
+    assert (found["processor"], found["instruction_sets"]) == ("a processor", ["avx2"])
     assert environment.code_mark(found).removesuffix(", not committed") in environment.stamp()
 
 

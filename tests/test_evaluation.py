@@ -1,15 +1,29 @@
 import numpy as np
 import pytest
 
+from lora_helpers.config import LABELS
 from lora_helpers.evaluation import calibration, compare, from_digits, metric, scores, to_digits
+from lora_helpers.files.places import CHECKPOINTS
+from lora_helpers.records import read_evidence, read_record
 
 
 def test_scores_by_hand():
-    result = scores(np.array([0, 1, 1, 2, 3, 3]), np.array([0, 1, 2, 2, 3, 0]))
-    assert result["accuracy"] == pytest.approx(4 / 6)
-    assert result["confusion"] == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    result = scores(np.array([0, 0, 1, 1, 2, 3, 3]), np.array([0, 0, 1, 2, 2, 3, 0]))
+    assert result["accuracy"] == pytest.approx(5 / 7)
+    assert result["confusion"] == [[2, 0, 0, 1], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
     assert result["per_class"]["Sports"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
-    assert result["macro_f1"] == pytest.approx(2 / 3)
+    assert result["macro_f1"] == pytest.approx((0.8 + 3 * 2 / 3) / 4)  # by rows it would be 0.724
+
+
+@pytest.mark.parametrize("profile", ["mini", "mini-agnews", "mpnet-base"])
+def test_the_committed_predictions_score_what_is_recorded(profile):
+    wanted, labels = read_record(CHECKPOINTS / profile)["test"], read_evidence()["baselines"][profile]["labels"]
+    found = scores(from_digits(wanted["predictions"]), from_digits(labels))
+    assert [found[name] for name in ("examples", "confusion")] == [wanted[name] for name in ("examples", "confusion")]
+    for name in ("accuracy", "interval", "macro_f1"):
+        assert found[name] == pytest.approx(wanted[name]), name
+    for label in LABELS:
+        assert found["per_class"][label] == pytest.approx(wanted["per_class"][label]), label
 
 
 def test_the_interval_is_wilsons():
@@ -26,7 +40,12 @@ def test_calibration_by_hand():
     probabilities = np.array([[0.9, 0.1, 0, 0], [0.9, 0.1, 0, 0], [0.3, 0.5, 0.1, 0.1]], dtype=np.float32)
     found = calibration(probabilities, np.array([0, 1, 1]))
     assert found["ece"] == pytest.approx((2 * abs(0.5 - 0.9) + abs(1 - 0.5)) / 3, abs=1e-6)
-    assert sum(b["count"] for b in found["bins"]) == 3
+    assert found["bins"] == [
+        {"confidence": 0.5, "accuracy": 1.0, "count": 1},
+        {"confidence": pytest.approx(0.9), "accuracy": 0.5, "count": 2},
+    ]
+    near = np.array([[p, 1 - p, 0, 0] for p in (0.933, 0.934, 1.0)], dtype=np.float32)  # the last bin begins at 14/15
+    assert [b["count"] for b in calibration(near, np.zeros(3, dtype=int))["bins"]] == [1, 2]
     sure = np.eye(4, dtype=np.float32)
     assert calibration(sure, np.arange(4))["ece"] == 0
 

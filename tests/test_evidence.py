@@ -218,11 +218,25 @@ def test_a_study_pairs_its_arms_by_seed(folders, monkeypatch):
     assert found["seeds"] == [1, 2, 3] and found["code"] == ["code aaaaaaaaaa, not committed"]
     assert found["variants"]["random-order"]["difference"] == pytest.approx(0.01)
     assert found["variants"]["random-order"]["interval"] == pytest.approx([0.01, 0.01])
+    ours = found["variants"]["ours"]
+    assert (ours["mean"], ours["std"]) == pytest.approx((0.902, 0.001))  # n - 1: with n it would be 0.0008
+
+
+def test_seeds_have_a_mean_and_a_standard_deviation_on_either_split(monkeypatch):
+    rows = [{"test_accuracy": test, "validation_accuracy": other} for test, other in ((0.80, 0.7), (0.84, 0.9))]
+    monkeypatch.setattr(study, "run_seeds", lambda *asked, **fields: rows if asked == ("mini", (42, 43, 44)) else [])
+    assert study.repeat_seeds("mini") == {
+        "runs": rows,
+        **{"test_mean": pytest.approx(0.82), "test_std": pytest.approx(0.02 * 2**0.5)},
+        **{"validation_mean": pytest.approx(0.8), "validation_std": pytest.approx(0.1 * 2**0.5)},
+    }
 
 
 def test_scoring_again_changes_the_test_scores_of_a_record_and_nothing_else(tiny_run, tmp_path, monkeypatch):
     run = tmp_path / "mini"
     shutil.copytree(tiny_run, run)
+    shutil.copytree(run / "checkpoint-10", run / "checkpoint-5")
+    (run / "checkpoint-5" / "adapter_model.safetensors").unlink()  # it is the last that is scored
     before = records.read_record(run)
     monkeypatch.setattr(rebuild, "committed_runs", lambda: [run])
     rebuild.score_again()

@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from lora_helpers.checkpoints import load_checkpoint
 from lora_helpers.config import LABELS
 from lora_helpers.errors import InputError
-from lora_helpers.export import FORMS, export_checkpoint
+from lora_helpers.export import export_checkpoint
 from lora_helpers.files.places import REPOSITORY
 
 TEXTS = ["Oil prices rise", "The team won its last match", "goal " * 100]  # the last is over every limit
@@ -184,7 +184,3 @@ def test_a_record_of_other_weights_gives_a_card_no_numbers(checkpoint, tiny_run,
         card = card_of(export_checkpoint(tmp_path / run / "checkpoint-10", tmp_path / f"{number}"))
         assert "no record of a run belongs to this checkpoint" in card.text and "accuracy:" not in card.text
         assert not card.data.license and not card.data.datasets and not card.data.base_model
-
-
-def test_every_form_has_a_card(checkpoint):
-    assert FORMS == ("merged", "adapter", "onnx")

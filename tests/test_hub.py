@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub_client import Client
-from hub_repositories import SMALL, SMALL_COUNTS, build_mpnet, build_repositories
+from hub_repositories import SMALL, SMALL_COUNTS, build_mpnet, build_repositories, write_sources
 from hub_server import Fault, HubServer
 
 from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, MPNET_BASE, PINNED, ROBERTA_BASE, ROBERTA_BASE_REVISION
@@ -31,12 +31,11 @@ OTHER_COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
-def repositories(ag_news_dir, tmp_path_factory):
-    """The two small repositories, or a visible skip."""
-    source = os.environ.get("ROBERTA_BASE_DIR")
-    if not source:
-        pytest.skip("ROBERTA_BASE_DIR is not set: roberta-base's tokenizer is not on this machine")
-    return build_repositories(tmp_path_factory.mktemp("hub"), Path(source), ag_news_dir, shape=SMALL, rows=ROWS)
+def repositories(tmp_path_factory):
+    """The two small repositories, of the real vocabulary and rows where they are on this machine."""
+    root = tmp_path_factory.mktemp("hub")
+    here = [Path(os.environ[name]) for name in ("ROBERTA_BASE_DIR", "AG_NEWS_DIR") if os.environ.get(name)]
+    return build_repositories(root, *(here if len(here) == 2 else write_sources(root, ROWS)), shape=SMALL, rows=ROWS)
 
 
 @dataclass(frozen=True)

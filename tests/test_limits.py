@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.special import softmax
+from scipy.stats import bootstrap
 
 from lora_helpers.data import _as_dataset
 from lora_helpers.evidence import limits
@@ -27,29 +28,38 @@ def test_contradictions_are_near_duplicates_with_another_label(monkeypatch):
 
 
 class Promising:
-    """Predicts with confidences that are `too_sure` times as sure, in logits, as the labels were drawn."""
+    """Predicts each part with confidences that are so many times as sure, in logits, as the labels were drawn."""
 
-    def __init__(self, too_sure):
+    def __init__(self, **too_sure):
         self.too_sure, self.rng = too_sure, np.random.default_rng(0)
-        self.drawn = {part: self.rng.normal(size=(4000, 4)) * 2 for part in ("validation", "test")}
+        self.drawn = {part: self.rng.normal(size=(4000, 4)) * 2 for part in too_sure}
 
     def rows(self, part):
         labels = [self.rng.choice(4, p=softmax(logits)) for logits in self.drawn[part]]
         return _as_dataset([part] * len(labels), labels)
 
     def predict_probabilities(self, texts):
-        return softmax(self.drawn[texts[0]] * self.too_sure, axis=1).astype(np.float32)
+        return softmax(self.drawn[texts[0]] * self.too_sure[texts[0]], axis=1).astype(np.float32)
 
 
-@pytest.mark.parametrize("too_sure", [2.0, 1.0])
-def test_the_temperature_undoes_what_is_too_sure(too_sure, monkeypatch):
-    model = Promising(too_sure)
+def fit(monkeypatch, model):
     splits = type("Splits", (), {"validation": model.rows("validation")})
     monkeypatch.setattr(limits, "list_checkpoints", lambda _: ["checkpoint"])
     monkeypatch.setattr(limits.Classifier, "from_checkpoint", lambda _: model)
     monkeypatch.setattr(limits, "load_ag_news", lambda _: splits)
     monkeypatch.setattr(limits, "load_split", lambda *_: model.rows("test"))
-    found = limits.fit_temperature("mini")
+    monkeypatch.setattr(limits, "bootstrap", lambda *rows, **how: bootstrap(*rows, **how | {"n_resamples": 200}))
+    return limits.fit_temperature("mini")
+
+
+def test_the_temperature_is_fitted_on_validation_rows_alone(monkeypatch):
+    found = fit(monkeypatch, Promising(validation=2.0, test=1.0))
+    assert found["temperature"] == pytest.approx(2.0, rel=0.1) and found["difference"]["ece"] < -0.05
+
+
+@pytest.mark.parametrize("too_sure", [2.0, 1.0])
+def test_the_temperature_undoes_what_is_too_sure(too_sure, monkeypatch):
+    found = fit(monkeypatch, Promising(validation=too_sure, test=too_sure))
     assert found["temperature"] == pytest.approx(too_sure, rel=0.1)
     before, after = found["before"], found["after"]
     assert (found["difference"]["interval"][0] > 0) == (too_sure > 1)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lora_helpers.__main__ import main
-from lora_helpers.bases import compute_first_token_alone, load_base
-from lora_helpers.config import get_profile
+from lora_helpers.bases import PARAMETERS, compute_first_token_alone, load_base
+from lora_helpers.config import MPNET_BASE, ROBERTA_BASE, get_profile
 from lora_helpers.errors import InputError
 from lora_helpers.files.hub import base_identity
 from lora_helpers.files.places import portable_name
@@ -28,7 +28,7 @@ def test_roberta_base_has_the_published_counts_without_any_weights():
     }  # fmt: skip
     assert model.get_nb_trainable_parameters() == (630_532, 125_279_240)
     assert round(100 * 630_532 / 125_279_240, 4) == 0.5033
-    assert 124_685_572 - 36_864 == 124_648_708  # the base with a 4-class head
+    assert PARAMETERS[ROBERTA_BASE] == 124_685_572 - 36_864  # the base with a 4-class head
 
 
 def test_mpnet_base_trains_as_many_numbers_as_roberta_base_counted_without_any_weights():
@@ -37,7 +37,7 @@ def test_mpnet_base_trains_as_many_numbers_as_roberta_base_counted_without_any_w
     model = build_meta_model(get_profile("mpnet-base"))
     assert {p.device.type for p in model.parameters()} == {"meta"}
     base = 12 * 7_087_872 + (30_527 + 514 + 2) * 768 + 32 * 12 + 593_668
-    assert base == 109_489_540
+    assert base == PARAMETERS[MPNET_BASE]
     assert count_parameters(model) == {
         "lora": 36_864, "head": 593_668, "frozen": base - 593_668, "trainable": 630_532, "total": base + 36_864,
         "peft_all": base + 36_864 + 593_668,
@@ -151,8 +151,9 @@ def test_every_loaded_base_computes_the_first_token_alone(tiny_config):
 
 
 def test_dropout_is_the_runs(tiny_config):
-    model, _ = build_model(tiny_config.replace(base_dropout=0.3))
-    assert {m.p for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and "lora" not in n} == {0.3}
+    model, _ = build_model(tiny_config.replace(base_dropout=0.3, lora_dropout=0.2))
+    found = {("lora" in name, m.p) for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
+    assert found == {(False, 0.3), (True, 0.2)}
 
 
 def test_everything_is_float32_whatever_the_file_holds(tiny_config):

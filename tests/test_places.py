@@ -8,6 +8,7 @@ import pytest
 from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, MPNET_BASE, ROBERTA_BASE, ROBERTA_BASE_REVISION, get_profile
 from lora_helpers.data import describe_source, load_split
 from lora_helpers.errors import InputError
+from lora_helpers.files import hub
 from lora_helpers.files.places import STAND_INS, full_name, local_folder, portable_name
 
 SHORT = {"roberta-base": ROBERTA_BASE, "ag_news": AG_NEWS}
@@ -69,3 +70,27 @@ def test_a_home_that_is_not_known_is_a_folder_that_is_missing(monkeypatch):
     with pytest.raises(InputError, match="AG_NEWS_DIR is '~nobody-of-this-name/ag', which is no folder"):
         local_folder(AG_NEWS, "train.csv")
     assert not Path(os.path.expanduser("~nobody-of-this-name")).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("proxy", "but_for", "place"),
+    [
+        ("", "", ("huggingface.co", 443)),
+        ("http://proxy.example:3128", "", ("proxy.example", 3128)),
+        ("http://proxy.example", "", ("proxy.example", 80)),
+        ("proxy.example:3128", "elsewhere.example", ("proxy.example", 3128)),
+        ("http://proxy.example:3128", "huggingface.co", ("huggingface.co", 443)),
+    ],
+)
+def test_the_hub_is_sought_where_the_proxies_say(proxy, but_for, place, monkeypatch):
+    asked = []
+
+    def connect(address, seconds):
+        asked.append(address)
+        raise OSError("nobody there")
+
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://huggingface.co")
+    monkeypatch.setattr(hub.socket, "create_connection", connect)
+    for name, value in (("https_proxy", proxy), ("no_proxy", but_for), ("all_proxy", "")):
+        monkeypatch.setenv(name, value)
+    assert not hub.is_at_hand("someone/model", "0a" * 20, kind="model") and asked == [place]

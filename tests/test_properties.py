@@ -28,7 +28,7 @@ from lora_helpers.field_checks import BATCH_ORDERS, SCHEDULERS
 from lora_helpers.files.documents import READERS, read_documents
 from lora_helpers.pretraining.trainer import TokenBudgetBatches
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tried(examples):
@@ -60,6 +60,7 @@ def require_same_predictions(classifier, texts, order, budget, window):
     np.testing.assert_allclose(*logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @MODEL
 @given(data=st.data(), texts=TEXTS, budget=st.sampled_from([1, 40, 4096]), window=st.integers(1, 9))
 def test_a_prediction_depends_on_its_text_alone(classifier, data, texts, budget, window):
@@ -105,6 +106,7 @@ def require_rows_in_order(classifier, suffix, texts):
     np.testing.assert_allclose(found.iloc[:, 3:], wanted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", READERS)
 @MODEL
 @given(texts=TEXTS)
@@ -115,6 +117,7 @@ def test_a_file_of_predictions_has_the_rows_of_its_input_in_their_order(classifi
 # Files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", READERS)
 @CHEAP
 @given(texts=TEXTS)
@@ -126,6 +129,7 @@ def test_texts_written_are_the_texts_read(suffix, texts):
         assert texts_of(Path(folder) / f"in{suffix}") == [text.strip() for text in texts]
 
 
+@pytest.mark.slow
 @CHEAP
 @given(rows=st.lists(st.tuples(st.integers(1, 4), TEXT, TEXT), min_size=1), quoting=st.sampled_from([0, 1, 2]))
 def test_canonical_rows_written_are_the_rows_read(rows, quoting):
@@ -154,6 +158,7 @@ FRAGMENTS = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", READERS)
 @CHEAP
 @given(parts=FRAGMENTS)
@@ -166,6 +171,7 @@ def test_any_bytes_are_texts_or_a_sentence(suffix, parts):
             require_texts_or_a_sentence(path, lambda path: read_rows([path])["text"])
 
 
+@pytest.mark.slow
 @CHEAP
 @given(changes=st.lists(st.tuples(st.integers(0, 2**31), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_damaged_parquet_file_is_texts_or_a_sentence(changes):
@@ -216,6 +222,7 @@ def require_json_keeps(config):
     assert again == config and config.differences(again.to_dict()) == {}
 
 
+@pytest.mark.slow
 @CHEAP
 @given(values=st.fixed_dictionaries(VALID), saves=st.integers(1, 1000))
 def test_any_valid_configuration_survives_json(values, saves):
@@ -229,6 +236,7 @@ ANYTHING = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @tried(400)
 @given(name=st.sampled_from([field.name for field in fields(RunConfig)]), value=ANYTHING)
 def test_any_value_of_a_field_is_a_configuration_or_a_sentence(name, value):
@@ -257,6 +265,7 @@ def require_whole_prefix(tokenizer, encode, texts, max_length):
         assert ids[:-1] == whole[: len(ids) - 1]
 
 
+@pytest.mark.slow
 @tried(100)
 @given(texts=TEXTS, max_length=st.integers(3, 64))
 def test_truncation_keeps_the_special_tokens_and_the_length(classifier, texts, max_length):

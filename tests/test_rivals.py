@@ -77,6 +77,17 @@ def test_vectors_by_counts_are_fitted_on_training_rows_alone():
     assert np.abs(found["test"][0]).max() > 0 and not found["test"][1].any()
 
 
+@pytest.mark.parametrize(("label", "strength"), [(0, 1e-4), (1, 100.0)])
+def test_a_probe_is_chosen_on_validation_rows_and_fitted_on_those_seen(label, strength, monkeypatch):
+    """Held back it gives all rows the label that is common, left free it heeds the vector; test rows want the other."""
+    monkeypatch.setattr(rivals, "STRENGTHS", (1e-4, 100.0))
+    vectors = {"train": [[0], [0], [0], [1], [1], [1]], "validation": [[1]], "test": [[1]]}
+    vectors = {part: {"<s>": np.array(each)} for part, each in vectors.items()}
+    labels = {"train": [0, 0, 0, 1, 0, 0], "validation": [label], "test": [1 - label]}
+    found = rivals.probe(vectors, labels, seen=np.arange(4))
+    assert found == [{"vectors": "<s>", "C": strength, "validation_accuracy": 1.0, "test_accuracy": 0.0}]
+
+
 @pytest.mark.slow
 def test_lora_is_the_run_that_train_makes(measured, tmp_path):
     record = train(get_profile("mini", **SHORT), tmp_path / "run")

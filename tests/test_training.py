@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from lora_helpers.checkpoints import list_checkpoints, load_checkpoint
 from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.files.manifests import hash_file, read_manifest, seal
+from lora_helpers.files.places import MINI_NEWS
 from lora_helpers.processes import this_process
 from lora_helpers.records import RunRecord, read_record, validation_rows
 from lora_helpers.training import arguments, failures, trainer
@@ -170,19 +171,29 @@ def test_resuming_on_other_data_is_refused_unless_allowed(unbroken, tmp_path):
     start = tmp_path / "run" / "checkpoint-140"
     shutil.copytree(run_dir / "checkpoint-140", start)
     manifest = read_manifest(start)
-    manifest["data"]["sha256"]["train"] = "0" * 64
+    manifest["data"]["sha256"]["train"], manifest["seconds"] = "0" * 64, 1e6
+    manifest["config"] |= {"report_to": "tensorboard", "eval_batch_size": 7}  # which may differ
     seal(start, manifest)
     with pytest.raises(InputError, match="trained on other data"):
         train(config, tmp_path / "new", resume_from=start)
-    record = train(config, tmp_path / "allowed", resume_from=start, allow_other_data=True)
+    elsewhere = config.replace(dataset=str(shutil.copytree(MINI_NEWS, tmp_path / "mine")))
+    with pytest.raises(InputError, match="another configuration: dataset is .*mine' here, 'bundled' there"):
+        train(elsewhere, tmp_path / "new", resume_from=start)
+    record = train(elsewhere, tmp_path / "allowed", resume_from=start, allow_other_data=True)
     assert record["resumed_from"]["other_data"] is True
+    assert record["timing"]["seconds"] > 1e6  # those before it was resumed included
     (tmp_path / "allowed" / "run.json").unlink()  # as if it had been stopped at its end
-    assert train(config, tmp_path / "allowed", resume=True)["resumed_from"]["other_data"] is True
+    assert train(elsewhere, tmp_path / "allowed", resume=True)["resumed_from"]["other_data"] is True
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tiny_config, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config.replace(learning_rate=1e38, max_grad_norm=1e38, warmup_steps=0)
     with pytest.raises(CheckFailed, match="at step 2;"):
-        train(tiny_config.replace(learning_rate=1e38, max_grad_norm=1e38, warmup_steps=0), tmp_path / "run")
+        train(config, tmp_path / "run")
+    monkeypatch.setattr(trainer.FineTuningTrainer, "training_step", Trainer.training_step)  # as on a GPU: the log tells
+    monkeypatch.setattr(trainer, "SHOWN", {"loss": "loss"})  # before the evaluation does
+    with pytest.raises(CheckFailed, match="at step 10;"):
+        train(config, tmp_path / "run")
 
 
 def test_resuming_the_last_checkpoint_elsewhere_is_that_checkpoint(unbroken, tmp_path):
@@ -364,12 +375,16 @@ def test_resuming_under_another_arithmetic_is_said_and_recorded(unbroken, tmp_pa
     assert record["arithmetic"] == BFLOAT16 and record["resumed_from"]["arithmetic"] == FLOAT32
 
 
+def plan_of(config, folder):
+    parts = dict.fromkeys(("tokenizer", "train_rows", "validation_rows"))
+    return Plan(config=config, output_dir=folder, model=SMALL_MODEL, **parts)
+
+
 def test_training_keeps_to_the_cpu_where_there_is_no_cuda(tiny_config, tmp_path, monkeypatch):
     """Apple's GPU is an accelerator to torch, but no checkpoint holds its random state."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    parts = dict.fromkeys(("tokenizer", "train_rows", "validation_rows"))
-    made = make_arguments(Plan(config=tiny_config, output_dir=tmp_path, model=SMALL_MODEL, **parts))
+    made = make_arguments(plan_of(tiny_config, tmp_path))
     assert made.use_cpu and made.device.type == "cpu" and this_process().device.type == "cpu"
 
 
@@ -385,13 +400,19 @@ def test_with_label_smoothing_the_validation_loss_is_smoothed_too(tiny_config, t
     assert logged == pytest.approx(smoothed.item(), abs=1e-5) and abs(smoothed - plain) > 1e-3
 
 
-def test_the_arguments_take_every_field_that_transformers_calls_the_same(tiny_config):
+def test_the_arguments_take_every_field_that_transformers_calls_the_same(tiny_config, tmp_path):
+    unusual = {
+        "max_steps": 12, "eval_steps": 3, "save_steps": 6, "learning_rate": 3e-4, "lr_scheduler_type": "cosine",
+        "warmup_steps": 2, "weight_decay": 0.02, "adam_beta1": 0.8, "adam_beta2": 0.99, "adam_epsilon": 1e-7,
+        "max_grad_norm": 0.5, "label_smoothing_factor": 0.1, "seed": 7,
+    }  # fmt: skip
     names = {field.name for field in fields(tiny_config)} & {field.name for field in fields(TrainingArguments)}
-    assert names == {
-        *("max_steps", "eval_steps", "save_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
-        *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-        *("label_smoothing_factor", "seed", "report_to"),
-    }
+    assert names == unusual.keys() | {"report_to"}
+    made = make_arguments(plan_of(tiny_config.replace(**unusual, batch_size=5), tmp_path))
+    assert {name: getattr(made, name) for name in unusual} == unusual
+    assert made.per_device_train_batch_size == 5 and made.logging_steps == 3
+    with pytest.raises(InputError, match="report_to is 'tensorbord': .*; install the tracker, or use none"):
+        make_arguments(plan_of(tiny_config.replace(report_to="tensorbord"), tmp_path))
 
 
 def test_norms_follow_the_formula(unbroken):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from ..checkpoints import list_checkpoints
 from ..config import PRECISIONS, ROBERTA_MINI, get_profile
 from ..data import load_ag_news
 from ..environment import best_device, has_fast_bfloat16, watch_peak_memory
+from ..errors import InputError
 from ..evaluation import compare
 from ..export import write_onnx
 from ..files.places import CHECKPOINTS, REPOSITORY
@@ -87,7 +89,8 @@ def make_peers(model, tokenizer, longest: int) -> dict[str, Peer]:
         peers["onnxruntime-int8"] = make_onnxruntime(deepcopy(model).merge_and_unload(), tokenizer, longest)
     for precision in PRECISIONS:
         if bfloat16 or precision != "bfloat16":
-            peers["ours" if precision == "float32" else f"ours-{precision}"] = make_classifier(precision)
+            with suppress(InputError):  # a processor without a product in int8
+                peers["ours" if precision == "float32" else f"ours-{precision}"] = make_classifier(precision)
     return peers
 
 

@@ -92,6 +92,7 @@ def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 20
     """LoRA with few labels: the profile's steps on `sizes` training rows, drawn anew by each seed and by class, beside a
     linear model that is fitted on the same rows. The latter is chosen on the validation rows, which are labelled too."""
     config, found = get_profile(profile), []
+    at_the_end = dict.fromkeys(("eval_steps", "save_steps"), config.max_steps)
     splits, test = load_ag_news(config), load_split(config.dataset, "test", config.dataset_revision)
     for size in sizes:
         runs = []
@@ -101,7 +102,7 @@ def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 20
             folder.mkdir(parents=True, exist_ok=True)
             for split, rows in (("train", part), ("validation", splits.validation), ("test", test)):
                 rows.to_parquet(folder / f"{split}.parquet")
-            its = get_profile(profile, dataset=str(folder), seed=seed)
+            its = get_profile(profile, dataset=str(folder), seed=seed, **at_the_end)
             scores = train_and_test(its, run_folder(its))["test"]
             linear = fit_linear(replace(splits, train=part), test)
             kept = {key: scores[key] for key in ("accuracy", "predictions")}

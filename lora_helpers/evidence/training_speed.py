@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -18,60 +18,84 @@ from ..environment import best_device, has_fast_bfloat16, watch_peak_memory
 from ..files.places import REPOSITORY, ROBERTA_BASE
 from ..model import longest_input
 from .prediction_speed import measure_prediction
+from .study import compare_arms
 from .workload import BATCH, PIPELINES, make_inputs, make_model, plan_epoch, sample_lengths
 
 SAMPLED = 79_000  # rows; every pipeline batches the same ones
+FULL = "full-fine-tuning"  # the batches of ours, but every weight of the base is trained and no adapter
 BFLOAT16 = "-bfloat16"  # ends the name of a row that was computed in it
 IN_BFLOAT16 = ("trainer-default", "ours")  # pipelines that are measured in it too, where it is fast
 
 
 def run_benchmark(shapes: dict | None = None, *, rounds: int = 3, batches: int = 4, rows: int = 128) -> dict:
     """Every measurement of a step and of prediction, for roberta-base's shape and the bundled base's, as one record."""
-    steps, prediction = [], {}
+    steps, ahead, prediction = [], {}, {}
     ours = {"roberta-base": full_size_shape(ROBERTA_BASE), "roberta-mini": read_shape(REPOSITORY / ROBERTA_MINI)}
     for model, shape in (shapes or ours).items():
         measured = measure_steps(shape, rounds=rounds, batches=batches)
         steps += [{"model": model, "pipeline": name} | row for name, row in measured.items()]
+        ahead[model] = compare_rates({name: row["by_round"] for name, row in measured.items()})
         prediction[model] = measure_prediction(shape, rounds=rounds, rows=rows)
-    return {"rounds": rounds, "batch_size": BATCH, "rows": steps, "prediction": prediction}
+    return {"rounds": rounds, "batch_size": BATCH, "rows": steps, "ours_over": ahead, "prediction": prediction}
 
 
 def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
-    """By pipeline, the median of `rounds`, taking turns (A B C D, A B C D, …), after one step each to warm up:
-    seconds_per_step, examples_per_second, padding (processed tokens over real ones), peak_memory_mib (None where the
-    system cannot reset it). Where bfloat16 is fast, two come under autocast too, as with the Trainer's `bf16=True`.
+    """By pipeline, taking turns (A B C D, A B C D, …), after one step in each turn to warm up: examples_per_second
+    `by_round` and their median, padding (processed tokens over real ones), peak_memory_mib (None where the system cannot
+    reset it). Where bfloat16 is fast, two come under autocast too, as with the Trainer's `bf16=True`.
     """
     config, original = get_profile("roberta-base"), get_profile("original")
     model = make_model(shape, config)
     in_base = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and "lora" not in name]
-    step, lengths = make_step(model, config), sample_lengths(SAMPLED, longest=longest_input(model))
+    lengths = sample_lengths(SAMPLED, longest=longest_input(model))
     # The batches of `original` are all about as wide, and one takes as long as ten of ours: one is enough.
     plans = {name: plan_epoch(name, lengths, 1 if name == "original" else batches) for name in PIPELINES}
-    plans |= {name + BFLOAT16: plans[name] for name in IN_BFLOAT16 if has_fast_bfloat16()}
-    seconds, peaks = {name: [] for name in plans}, {name: [] for name in plans}
-    for turn in range(rounds + 1):
+    plans |= {FULL: plans["ours"]} | {name + BFLOAT16: plans[name] for name in IN_BFLOAT16 if has_fast_bfloat16()}
+    rates, peaks = {name: [] for name in plans}, {name: [] for name in plans}
+    for _ in range(rounds):
         for name, plan in plans.items():
-            ours = name.startswith("ours")
+            ours = name == FULL or name.startswith("ours")
             for dropout in in_base:
                 dropout.p = (config if ours else original).base_dropout
             peak = watch_peak_memory(gpu=True)
-            with compute_first_token_alone(model.base_model.model) if ours else nullcontext():
-                shapes = list(zip(plan.lengths, plan.widths, strict=True))[: None if turn else 1]
-                inputs = (make_inputs(*each, model) for each in shapes)
-                taken = [step(each, bfloat16=name.endswith(BFLOAT16)) for each in inputs]
-            if turn:
-                seconds[name].append(np.mean(taken))
-                peaks[name].append(peak())
+            first_token_alone = compute_first_token_alone(model.base_model.model) if ours else nullcontext()
+            with first_token_alone, train_everything(model) if name == FULL else nullcontext():
+                step, shapes = make_step(model, config), list(zip(plan.lengths, plan.widths, strict=True))
+                inputs = (make_inputs(*each, model) for each in [shapes[0], *shapes])
+                _, *taken = (step(each, bfloat16=name.endswith(BFLOAT16)) for each in inputs)
+            # Time follows the tokens, padding included; those of the few batches are not quite the epoch's mean.
+            rates[name].append(BATCH * float(plan.widths.mean() / plan.width / np.mean(taken)))
+            peaks[name].append(peak())
     return {
         name: {
-            "seconds_per_step": (a_step := float(np.median(seconds[name]))),
-            # Time follows the tokens, padding included; those of the few batches are not quite the epoch's mean.
-            "examples_per_second": BATCH * float(plan.widths.mean()) / plan.width / a_step,
+            "examples_per_second": float(np.median(rates[name])),
+            "by_round": rates[name],
             "padding": plan.width / plan.length,
             "peak_memory_mib": max(peaks[name]) if all(peaks[name]) else None,
         }
         for name, plan in plans.items()
     }
+
+
+def compare_rates(by_round: dict[str, list[float]]) -> dict[str, dict]:
+    """How many `times` as fast `ours` is as each other pipeline, with a 95 % interval: Student's t on the logarithms of the
+    ratios by round; of one round nothing."""
+    logs = {name: np.log(rates) for name, rates in ({"ours": by_round["ours"]} | by_round).items()}
+    return {
+        name: {"times": float(np.exp(found["difference"])), "interval": np.exp(found["interval"]).tolist()}
+        for name, found in compare_arms(logs).items()
+        if "interval" in found
+    }
+
+
+@contextmanager
+def train_everything(model) -> Iterator[None]:
+    """Adapters are out of the way, and every weight of the base has a gradient; afterwards all is as before."""
+    before = {weight: weight.requires_grad for weight in model.parameters()}
+    with model.disable_adapter():
+        yield model.requires_grad_(True)
+    for weight, trained in before.items():
+        weight.requires_grad_(trained).grad = None
 
 
 def make_step(model, config: RunConfig) -> Callable[..., float]:

@@ -81,8 +81,8 @@ def require_here(name: str, revision: str | None) -> None:
 def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: str, instead: str) -> Path:
     """The folder in the Hub's cache with all files of `name` at commit `revision` that match one of `patterns`.
 
-    With every file in the cache, or HF_HUB_OFFLINE, nothing is asked. `kind` is "model" or "dataset"; `instead` says
-    what else to do without the Hub.
+    With every file in the cache, or HF_HUB_OFFLINE, nothing is asked; what another program left there will do where
+    nobody answers. `kind` is "model" or "dataset"; `instead` says what else to do without the Hub.
 
     Raises: InputError: the Hub is out of reach, broke off or knows no such commit, and the cache lacks a file.
     """
@@ -93,6 +93,8 @@ def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: 
     name, offline = full_name(name), is_offline_mode()
     if cached := _find_cached(name, revision, patterns, kind):
         return cached
+    if not offline and (left := _find_left(name, revision, patterns, kind)) and not _answers():
+        return left
     try:
         if not offline:
             _announce(name, revision, patterns, kind)
@@ -103,17 +105,27 @@ def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: 
         raise InputError(f"{kind} {name} at {revision} could not be loaded ({reason}); {instead}") from error
 
 
-def _find_cached(name: str, revision: str | None, patterns: Sequence[str], kind: str) -> Path | None:
-    """The folder in the Hub's cache, if that is known to hold every file that matches."""
+def _find_cached(
+    name: str, revision: str | None, patterns: Sequence[str], kind: str, *, listed: bool = True
+) -> Path | None:
+    """The folder in the Hub's cache, if that is known to hold every file that matches; it is where the tree is `listed`."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     its = {"revision": revision, "repo_type": kind}
     try:
-        get_cached_repo_tree(name, **its)
+        if listed:
+            get_cached_repo_tree(name, **its)
         return Path(snapshot_download(name, **its, allow_patterns=list(patterns), local_files_only=True))
     except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError, HFValidationError):
         return None
+
+
+def _find_left(name: str, revision: str | None, patterns: Sequence[str], kind: str) -> Path | None:
+    """What another program left in the cache, which lists no tree, if nothing that is needed seems to be missing."""
+    folder = _find_cached(name, revision, patterns, kind, listed=False)
+    whole, needed = (all, ("config.json", "*.safetensors", "tokenizer*.json")) if kind == "model" else (any, patterns)
+    return folder if folder and whole(any(folder.rglob(pattern)) for pattern in needed) else None
 
 
 def _announce(name: str, revision: str | None, patterns: Sequence[str], kind: str) -> None:
@@ -134,11 +146,28 @@ def _announce(name: str, revision: str | None, patterns: Sequence[str], kind: st
 
 def _ask(name: str, revision: str | None, kind: str, timeout: float):
     """What the Hub says of a repository, asked once: its client would try for 25 seconds where there is no network."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
+
+    _connect()
+    return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout, files_metadata=True)
+
+
+def _answers() -> bool:
+    try:
+        _connect()
+    except OSError:
+        return False
+    return True
+
+
+def _connect() -> None:
+    """Raises OSError where nothing at the Hub's address, or the proxy's before it, lets itself be connected to."""
+    from huggingface_hub import constants
 
     address = urlsplit(constants.ENDPOINT)
     if not proxy_bypass(address.hostname):
-        proxy = getproxies().get(address.scheme, constants.ENDPOINT)
+        proxies = getproxies()
+        proxy = proxies.get(address.scheme) or proxies.get("all", constants.ENDPOINT)
         address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     place = address.hostname, address.port or (80 if address.scheme == "http" else 443)
     try:
@@ -146,7 +175,6 @@ def _ask(name: str, revision: str | None, kind: str, timeout: float):
             pool.apply_async(socket.create_connection, (place, SECONDS)).get(SECONDS).close()
     except NoAnswer as error:
         raise TimeoutError(f"no answer from {place[0]} within {SECONDS} s") from error
-    return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout, files_metadata=True)
 
 
 def is_at_hand(name: str, revision: str | None, *, kind: str) -> bool:
@@ -157,7 +185,8 @@ def is_at_hand(name: str, revision: str | None, *, kind: str) -> bool:
         return True
     patterns = LOADED_FILES if kind == "model" else ("train*.parquet", "data/train*.parquet")
     try:
-        return bool(_find_cached(name, revision, patterns, kind) or _ask(name, revision, kind, SECONDS))
+        here = _find_cached(name, revision, patterns, kind) or _find_left(name, revision, patterns, kind)
+        return bool(here or _ask(name, revision, kind, SECONDS))
     except (OSError, ValueError, HTTPError):
         return False
 

@@ -15,6 +15,7 @@ import torch
 from transformers import Trainer
 
 from ..batching import batches_by_tokens
+from ..environment import trains_on_gpu
 from ..training.arguments import OneDeviceArguments
 from .config import PretrainingConfig
 from .losses import compute_losses
@@ -59,7 +60,7 @@ class PretrainingTrainer(Trainer):
             logging_steps=config.eval_steps,
             eval_strategy="steps",
             save_total_limit=2,
-            use_cpu=not torch.cuda.is_available(),  # Apple's GPU does not keep its random state
+            use_cpu=not trains_on_gpu(),  # Apple's GPU does not keep its random state
             optim="adamw_torch_fused",
             remove_unused_columns=False,
             logging_nan_inf_filter=False,

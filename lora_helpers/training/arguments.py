@@ -2,6 +2,7 @@
 float32 on all of them. `run` imports this when a run begins, since it loads transformers.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..config import RunConfig
-from ..environment import has_fast_bfloat16
+from ..environment import has_fast_bfloat16, trains_on_gpu
 from ..errors import InputError, first_line
 from ..processes import this_process
 
@@ -25,6 +26,7 @@ FLOAT32, BFLOAT16 = "float32", "bfloat16 autocast"  # as records and manifests c
 # Weights from which a CPU gains by bfloat16: at 110 million a step took half the time (AMD Zen 4, two cores). For the
 # bundled base, of 7 million, nobody has measured a gain, and in float32 its runs are the same on every processor.
 LARGE = 50_000_000
+SWITCHES = (torch.backends, torch.backends.cuda.matmul)  # of TF32; `set_float32_matmul_precision` sets the second alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Plan:
 
 def choose_arithmetic(config: RunConfig, model) -> str:
     """FLOAT32, or BFLOAT16 where `mixed_precision` asks for it and the machine gains by it."""
-    gains = has_fast_bfloat16() and (torch.cuda.is_available() or model.num_parameters() >= LARGE)
+    gains = has_fast_bfloat16() and (trains_on_gpu() or model.num_parameters() >= LARGE)
     return BFLOAT16 if config.mixed_precision and gains else FLOAT32
 
 
@@ -61,8 +63,9 @@ class OneDeviceArguments(TrainingArguments):
 
 def make_arguments(plan: Plan) -> OneDeviceArguments:
     """The arguments of one of the processes that share a run. Refused: a batch that they cannot share evenly."""
-    config, processes, on_gpu = plan.config, this_process().num_processes, torch.cuda.is_available()
+    config, processes, on_gpu = plan.config, this_process().num_processes, trains_on_gpu()
     mixed = choose_arithmetic(config, plan.model) == BFLOAT16
+    workers = on_gpu and os.name != "nt"  # on Windows each would import torch again, for longer than a short run takes
     shared = {each.name for each in fields(config)} & {each.name for each in fields(TrainingArguments)}
     if config.batch_size % processes:
         its = f"batch_size is {config.batch_size}"
@@ -88,24 +91,26 @@ def make_arguments(plan: Plan) -> OneDeviceArguments:
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         # Reading and padding 16 rows takes one core about 2 ms, so two workers prepare some 1,000 batches a second.
-        dataloader_num_workers=2 if on_gpu else 0,
-        dataloader_prefetch_factor=4 if on_gpu else None,  # batches each worker holds ready
-        dataloader_persistent_workers=on_gpu,  # else every evaluation would start new ones
+        dataloader_num_workers=2 if workers else 0,
+        dataloader_prefetch_factor=4 if workers else None,  # batches each worker holds ready
+        dataloader_persistent_workers=workers,  # else every evaluation would start new ones
     )
     arguments.mixed_precision = "bf16" if mixed else "no"  # and not what accelerate's configuration says
     if on_gpu:  # not by the argument `tf32`: transformers heeds it once a process
-        torch.backends.fp32_precision = "tf32" if mixed else "ieee"
+        for switch in SWITCHES:
+            switch.fp32_precision = "tf32" if mixed else "ieee"
     return arguments
 
 
 @contextmanager
 def restored_precision() -> Iterator[None]:
     """Leave TF32, a switch of the whole process, as it was: who predicts after a run in a notebook expects float32."""
-    before = torch.backends.fp32_precision
+    before = [switch.fp32_precision for switch in SWITCHES]
     try:
         yield
     finally:
-        torch.backends.fp32_precision = before
+        for switch, precision in zip(SWITCHES, before, strict=True):
+            switch.fp32_precision = precision
 
 
 def _require_tracker(name: str) -> None:

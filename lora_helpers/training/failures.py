@@ -42,7 +42,11 @@ def failures_in_one_sentence(config: RunConfig, output_dir: Path, beginning: Beg
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
             less = "a new run with a smaller batch_size or max_length, or --resume with a smaller eval_batch_size"
             raise InputError(f"{output_dir}: {said}; what needs less: {less}; {way_on}") from error
-        if isinstance(error, RuntimeError) and "inline_container.cc" not in str(error):  # torch.save's writer
+        from_outside = (
+            "inline_container.cc",
+            "DataLoader worker",
+        )  # torch.save's writer; a process that the system ended
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in from_outside):
             raise
         reason, file = getattr(error, "strerror", None) or said, getattr(error, "filename", None)
         raise InputError(f"{output_dir}: {reason}{f' ({file})' if file else ''}; mend that; {way_on}") from error

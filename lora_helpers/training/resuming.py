@@ -96,7 +96,8 @@ def describe_resumption(start: Start, details: dict) -> dict:
     then = {"world_size": 1, "arithmetic": "float32"} | start.manifest  # true of every manifest that does not say
     dropout = details["config"]["base_dropout"] or details["config"]["lora_dropout"]
     here, then = (about | {"device": about["environment"]["device"]} for about in (details, then))
-    effects = {"world_size": dropout and "dropout masks", "arithmetic": "rounding", "device": "rounding"}
+    effects = {"world_size": dropout and "dropout masks", "arithmetic": "rounding"}
+    effects["device"] = "dropout masks and rounding" if dropout else "rounding"
     for name, effect in effects.items():
         if here[name] != then[name] and effect:
             logger.warning("%s: %s here, %s there; %s will differ", name, here[name], then[name], effect)

@@ -17,7 +17,7 @@ from ..batching import padding_costs
 from ..checkpoints import ADAPTER_CONFIG, WEIGHTS, list_checkpoints, step_of
 from ..config import RunConfig
 from ..data import Splits, load_ag_news, tokenize
-from ..environment import environment, peak_memory_mib
+from ..environment import environment, peak_memory_mib, trains_on_gpu
 from ..errors import InputError
 from ..files.hub import base_identity
 from ..files.manifests import hash_file
@@ -87,12 +87,12 @@ def _claimed(output_dir: Path, *, resume: bool) -> Iterator[None]:
         lock = FileLock(output_dir / ".lock").acquire(timeout=0)
     except Timeout:
         raise InputError(f"{output_dir}: another process is training there; wait, or give another folder") from None
-    with lock:
-        try:
+    try:
+        with lock:
             yield
-        finally:
-            if {path.name for path in output_dir.iterdir()} <= {".lock"}:
-                shutil.rmtree(output_dir, ignore_errors=True)
+    finally:  # behind the lock, since Windows removes no open file
+        if {path.name for path in output_dir.iterdir()} <= {".lock"}:
+            shutil.rmtree(output_dir, ignore_errors=True)
 
 
 def _train(config: RunConfig, output_dir: Path, beginning: Beginning) -> records.RunRecord:
@@ -134,8 +134,11 @@ def _make_plan(config: RunConfig, output_dir: Path, splits: Splits, began: float
 
     from .arguments import Plan, choose_arithmetic
 
-    # Without CUDA training keeps to the CPU, whatever other device there is.
-    device = {} if torch.cuda.is_available() else {"device": f"CPU, {torch.get_num_threads()} threads"}
+    device = {}
+    if trains_on_gpu():
+        torch.cuda.reset_peak_memory_stats()  # what ran before in this process is not the run's
+    else:  # without CUDA training keeps to the CPU, whatever other device there is
+        device = {"device": f"CPU, {torch.get_num_threads()} threads"}
     model, tokenizer = build_model(config)
     if config.max_length > (longest := longest_input(model)):
         raise InputError(f"max_length is {config.max_length}, but {config.base_model} has {longest} positions")

@@ -18,9 +18,11 @@ from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, Trai
 
 from .. import in_notebook
 from ..batching import LengthGroupedSampler
+from ..environment import trains_on_gpu
 from ..errors import CheckFailed
 from ..evaluation import trainer_metrics
 from ..files.manifests import seal
+from ..model import longest_input
 from ..processes import this_process
 from .arguments import Plan, make_arguments
 
@@ -71,6 +73,7 @@ class RunCallback(TrainerCallback):
                 self.plan.tokenizer.save_pretrained(self._checkpoint(state))
             about = {"step": state.global_step, "seconds": self.plan.seconds(), **self.plan.details}
             seal(self._checkpoint(state), about)
+        this_process().wait_for_everyone()  # a record lists what is sealed, in every process
 
     def _checkpoint(self, state) -> Path:
         return self.plan.output_dir / f"checkpoint-{state.global_step}"
@@ -103,7 +106,9 @@ def make_trainer(plan: Plan) -> FineTuningTrainer:
     """The Trainer of a run, ready to train."""
     config, lengths = plan.config, plan.train_rows["length"][:]
     sampler = LengthGroupedSampler(lengths, config.batch_size, order=config.batch_order, seed=config.seed)
-    whole_tiles = 8 if torch.cuda.is_available() else None  # tokens, of a GPU's matrix products
+    even = (
+        trains_on_gpu() and longest_input(plan.model) % 8 == 0
+    )  # else a row could come to be longer than there are positions
     return FineTuningTrainer(
         model=plan.model,
         args=make_arguments(plan),
@@ -112,7 +117,7 @@ def make_trainer(plan: Plan) -> FineTuningTrainer:
         train_dataset=plan.train_rows.remove_columns("length"),
         eval_dataset=plan.validation_rows.sort("length").remove_columns("length"),  # like lengths share a batch
         # Its method, since the Trainer would save a collator's tokenizer beside every checkpoint.
-        data_collator=DataCollatorWithPadding(plan.tokenizer, pad_to_multiple_of=whole_tiles).__call__,
+        data_collator=DataCollatorWithPadding(plan.tokenizer, pad_to_multiple_of=8 if even else None).__call__,
     )
 
 
