@@ -18,7 +18,7 @@ run: .venv/installed  ## execute the notebook from top to bottom into checkpoint
 
 test: .venv/installed-dev  ## run the tests; TESTS='-m "not slow"' for the quick ones
 	CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)  # what is promised of a CPU, also beside a GPU
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/test_gpu.py
+	$(if $(TESTS),,HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/test_gpu.py)
 
 lint: .venv/installed-dev  ## ruff, notebook included
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 import re
@@ -132,8 +133,8 @@ def _why_no_gpu() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return f"there is a GPU, but this torch cannot compute on it ({find_cuda_fault()})"
-    if shutil.which("nvidia-smi"):
+        return f"there is a GPU, but torch cannot compute on it ({find_cuda_fault()})"
+    if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
         here = f"an NVIDIA GPU seems to be here, but torch {torch.__version__} does not see it"
         return f"{here}; https://pytorch.org/get-started shows the build for its driver"
     return "no GPU with CUDA here, and it needs none"
@@ -168,7 +169,9 @@ def find_cuda_fault() -> str | None:
         device = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
         (torch.zeros(1, device=f"cuda:{device}") + 1).item()
     except (RuntimeError, AssertionError) as error:
-        return first_line(error)
+        fault = first_line(error)
+        logging.getLogger(__name__).warning("the GPU is left alone, for it cannot add (%s): the CPU computes", fault)
+        return fault
     return None
 
 
@@ -177,7 +180,7 @@ def has_fast_bfloat16(device: str | None = None) -> bool:
     its own; older ones imitate it, slower than float32."""
     import torch
 
-    if device in (None, "cuda") and trains_on_gpu():
+    if trains_on_gpu() if device is None else device == "cuda" and best_device().type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(torch.cpu.get_capabilities().get(name) for name in FAST_BFLOAT16)
 
@@ -186,7 +189,7 @@ def peak_memory_mib() -> dict[str, float]:
     """The highest resident memory of this `process` so far, and of the `gpu`'s allocator, in MiB, where it can be had."""
     import torch
 
-    peak = {"gpu": torch.cuda.max_memory_allocated() / 2**20} if trains_on_gpu() else {}
+    peak = {"gpu": torch.cuda.max_memory_allocated() / 2**20} if best_device().type == "cuda" else {}
     with suppress(ImportError):  # Windows
         import resource
 
@@ -201,7 +204,7 @@ def watch_peak_memory(*, gpu: bool = False) -> Callable[[], float | None]:
     import torch
 
     gc.collect()
-    if gpu and trains_on_gpu():
+    if gpu and best_device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return lambda: peak_memory_mib()["gpu"]
     try:

@@ -3,12 +3,12 @@
 With a single process nothing here does anything. `training` and the command line ask.
 """
 
+from .environment import trains_on_gpu
+
 
 def this_process():
     """accelerate's `PartialState`: which process this is, of how many, and where they wait for each other."""
     from accelerate import PartialState
-
-    from .environment import trains_on_gpu
 
     # Not told that there is no CUDA, it takes each process for a run of its own, and all would write the same files.
     return PartialState(cpu=not trains_on_gpu())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lora_helpers.environment import trains_on_gpu
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
 from lora_helpers.records import read_record, validation_rows
@@ -17,7 +18,7 @@ from lora_helpers.training.run import train
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+    pytest.mark.skipif(not trains_on_gpu(), reason="no CUDA device on this machine"),
 ]
 
 

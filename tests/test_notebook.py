@@ -22,7 +22,7 @@ NOTEBOOK = REPOSITORY / NAME
 NEEDED = ("lora_helpers", "checkpoints", "figures", "requirements.txt", NAME)  # by whoever runs it
 TRAINING = ("train", "resume")  # cells that take long
 # cells that only show committed records
-RECORDS = ("count", "speed", "ablations", "evidence", "verdict", "controls", "studies")
+RECORDS = ("count", "speed", "ablations", "evidence", "verdict", "controls", "studies", "fallen")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 IMAGE = re.compile(r'<img [^>]*alt="([^"]*)"[^>]*src="data:image/png;base64,([^"]*)">')
 

@@ -21,6 +21,7 @@ from lora_helpers.training.resuming import Beginning
 def old_card(monkeypatch):
     """A card that torch sees and has no kernels for; what it answers is asked for anew."""
     environment.find_cuda_fault.cache_clear()
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
 
@@ -32,10 +33,11 @@ def old_card(monkeypatch):
     environment.find_cuda_fault.cache_clear()
 
 
-def test_a_card_that_torch_was_not_built_for_is_left_alone_and_named(old_card, monkeypatch):
+def test_a_card_that_torch_was_not_built_for_is_left_alone_and_named(old_card, monkeypatch, caplog):
     monkeypatch.delenv("PROFILE", raising=False)
     assert environment.best_device() == torch.device("cpu") and not environment.trains_on_gpu()
     name, why = environment.choose_profile()
+    assert [line.getMessage()[:40] for line in caplog.records] == ["the GPU is left alone, for it cannot add"]
     assert name == "mini" and "cannot compute on it (no kernel image" in why and "\n" not in why
 
 
@@ -43,15 +45,18 @@ def test_a_card_that_torch_does_not_see_is_named_too(monkeypatch):
     monkeypatch.delenv("PROFILE", raising=False)
     monkeypatch.setattr(environment, "best_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(environment.shutil, "which", {"nvidia-smi": "/usr/bin/nvidia-smi"}.get)
     assert "an NVIDIA GPU seems to be here" in environment.choose_profile()[1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
+    assert "no GPU" in environment.choose_profile()[1]
 
 
-@pytest.mark.parametrize(("told", "wanted"), [("", True), ("true", False)])
+@pytest.mark.parametrize(("told", "wanted"), [("false", True), ("true", False)])
 def test_accelerate_may_be_told_to_keep_to_the_cpu(told, wanted, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(environment, "find_cuda_fault", lambda: None)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", told or "false")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", told)
     assert environment.trains_on_gpu() is wanted
 
 
@@ -172,19 +177,32 @@ def test_a_reader_of_rows_that_the_system_ended_is_one_sentence(tmp_path):
     said = pytest.raises(InputError, match=r"DataLoader worker .*; to go on: .*--resume")
     with said, failures_in_one_sentence(get_profile("mini"), tmp_path, Beginning()):
         raise error
+    ours = RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
+    with (
+        pytest.raises(RuntimeError, match="Caught"),
+        failures_in_one_sentence(get_profile("mini"), tmp_path, Beginning()),
+    ):
+        raise ours
 
 
-@pytest.mark.parametrize(("dropout", "said"), [(0.05, "dropout masks and rounding"), (0.0, "rounding")])
-def test_on_another_device_other_units_drop_out(dropout, said, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("device", "dropout", "said"),
+    [
+        ("NVIDIA H100", 0.05, "dropout masks and rounding"),
+        ("NVIDIA H100", 0.0, "rounding"),
+        ("CPU, 4 threads", 0.05, "rounding"),
+    ],
+)
+def test_on_another_kind_of_device_other_units_drop_out(device, dropout, said, tmp_path, caplog):
     def describe(device):
         config = {"base_dropout": 0.0, "lora_dropout": dropout}
         its = {"environment": {"device": device}, "data": {"sha256": "0"}, "arithmetic": "float32", "world_size": 1}
         return its | {"config": config}
 
     start = resuming.Start(tmp_path / "checkpoint-10", describe("CPU, 2 threads"))
-    resuming.describe_resumption(start, describe("NVIDIA H100"))
+    resuming.describe_resumption(start, describe(device))
     assert [line.getMessage() for line in caplog.records] == [
-        f"device: NVIDIA H100 here, CPU, 2 threads there; {said} will differ"
+        f"device: {device} here, CPU, 2 threads there; {said} will differ"
     ]
 
 
@@ -202,8 +220,13 @@ def test_a_proxy_for_everything_is_a_proxy_for_the_hub(monkeypatch):
 def test_a_cache_that_another_program_filled_serves_where_the_hub_does_not_answer(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
-    monkeypatch.setattr(hub, "_announce", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
-    monkeypatch.setattr(hub, "_answers", lambda: False)
+    asked = []
+
+    def announce(*what):
+        asked.append(what)
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(hub, "_announce", announce)
     revision, snapshot = "a" * 40, tmp_path / "models--some--base" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
@@ -212,8 +235,5 @@ def test_a_cache_that_another_program_filled_serves_where_the_hub_does_not_answe
         hub.download(*ask, kind="model", instead="")
     (snapshot / "tokenizer.json").write_text("{}")
     (snapshot / "model.safetensors").write_bytes(b"")
-    assert hub.download(*ask, kind="model", instead="") == snapshot
+    assert hub.download(*ask, kind="model", instead="") == snapshot and len(asked) == 2  # it was asked first
     assert hub.is_at_hand("some/base", revision, kind="model")
-    monkeypatch.setattr(hub, "_answers", lambda: True)
-    with pytest.raises(InputError, match="no answer"):  # whoever answers is asked
-        hub.download(*ask, kind="model", instead="")

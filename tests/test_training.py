@@ -11,6 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from lora_helpers.checkpoints import list_checkpoints, load_checkpoint
+from lora_helpers.environment import trains_on_gpu
 from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.files.manifests import hash_file, read_manifest, seal
 from lora_helpers.files.places import MINI_NEWS
@@ -315,7 +316,7 @@ def test_the_ways_to_begin_exclude_each_other(tiny_config, tmp_path, two):
 LARGE_MODEL, SMALL_MODEL = (SimpleNamespace(num_parameters=lambda n=n: n) for n in (110_000_000, 7_400_000))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU has matters where there is no GPU")
+@pytest.mark.skipif(trains_on_gpu(), reason="what a CPU has matters where there is no GPU")
 @pytest.mark.parametrize(
     ("has", "model", "mixed", "wanted"),
     [
@@ -339,7 +340,7 @@ def in_bfloat16(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu does this on a GPU")
+@pytest.mark.skipif(trains_on_gpu(), reason="test_gpu does this on a GPU")
 def test_a_run_in_bfloat16_keeps_float32_weights_and_resumes_exactly(tiny_config, tmp_path, in_bfloat16, monkeypatch):
     config = tiny_config.replace(max_steps=12, eval_steps=4, save_steps=8)
     in_float32 = train(config.replace(mixed_precision=False), tmp_path / "float32")
@@ -366,7 +367,7 @@ def test_a_run_in_bfloat16_keeps_float32_weights_and_resumes_exactly(tiny_config
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has one arithmetic for both")
+@pytest.mark.skipif(trains_on_gpu(), reason="a GPU has one arithmetic for both")
 def test_resuming_under_another_arithmetic_is_said_and_recorded(unbroken, tmp_path, in_bfloat16, caplog):
     config, run_dir, _ = unbroken
     with caplog.at_level("WARNING", logger="lora_helpers"):

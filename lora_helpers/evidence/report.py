@@ -121,7 +121,7 @@ def make_results(records: dict) -> Iterable[tuple[str, ...]]:
             yield from _describe_rivals(name, records)
         yield from _describe_linear_models(profiles, records)
     for title, accuracy, rows, *sizes in PUBLISHED:
-        yield title, f"{accuracy:.4f}", _interval(*accuracy_interval(round(accuracy * rows), rows)), "", *sizes
+        yield title, f"{accuracy:.4f}", _interval_of(accuracy, rows), "", *sizes
 
 
 def _describe_run(name: str, records: dict) -> tuple[str, ...]:
@@ -145,9 +145,12 @@ def _describe_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
             seen = f"{records['baselines'][profile]['rows_seen']['train_rows']:,}"
             paired = _beside_linear(records, profile, run["test_predictions"])
             sizes = f"{run['trained_parameters']:,}", seen
-            rows = len(run["test_predictions"])
-            interval = _interval(*accuracy_interval(round(run["test_accuracy"] * rows), rows))
+            interval = _interval_of(run["test_accuracy"], len(run["test_predictions"]))
             yield f"its base, {arm}", f"{run['test_accuracy']:.4f}", interval, spread, *sizes, *paired
+
+
+def _interval_of(accuracy: float, rows: int) -> str:
+    return _interval(*accuracy_interval(round(accuracy * rows), rows))
 
 
 def _interval(low: float, high: float) -> str:

@@ -1,4 +1,4 @@
-"""How fast a training step is under four pipelines, side by side on one machine, on what `workload` makes.
+"""How fast a training step is under several pipelines and in full fine-tuning, side by side on one machine.
 
 `python -m lora_helpers bench` prints the tables, `make evidence PARTS=bench` records them.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,9 +61,10 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
             peak = watch_peak_memory(gpu=True)
             first_token_alone = compute_first_token_alone(model.base_model.model) if ours else nullcontext()
             with first_token_alone, train_everything(model) if name == FULL else nullcontext():
-                step, shapes = make_step(model, config), list(zip(plan.lengths, plan.widths, strict=True))
+                shapes = list(zip(plan.lengths, plan.widths, strict=True))
                 inputs = (make_inputs(*each, model) for each in [shapes[0], *shapes])
-                _, *taken = (step(each, bfloat16=name.endswith(BFLOAT16)) for each in inputs)
+                # Nothing holds the optimizer beyond its turn, whose memory would count as the next one's.
+                _, *taken = map(partial(make_step(model, config), bfloat16=name.endswith(BFLOAT16)), inputs)
             # Time follows the tokens, padding included; those of the few batches are not quite the epoch's mean.
             rates[name].append(BATCH * float(plan.widths.mean() / plan.width / np.mean(taken)))
             peaks[name].append(peak())

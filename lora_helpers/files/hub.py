@@ -82,7 +82,7 @@ def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: 
     """The folder in the Hub's cache with all files of `name` at commit `revision` that match one of `patterns`.
 
     With every file in the cache, or HF_HUB_OFFLINE, nothing is asked; what another program left there will do where
-    nobody answers. `kind` is "model" or "dataset"; `instead` says what else to do without the Hub.
+    the Hub does not help. `kind` is "model" or "dataset"; `instead` says what else to do without the Hub.
 
     Raises: InputError: the Hub is out of reach, broke off or knows no such commit, and the cache lacks a file.
     """
@@ -93,13 +93,14 @@ def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: 
     name, offline = full_name(name), is_offline_mode()
     if cached := _find_cached(name, revision, patterns, kind):
         return cached
-    if not offline and (left := _find_left(name, revision, patterns, kind)) and not _answers():
-        return left
+    left = None if offline else _find_left(name, revision, patterns, kind)  # before a download that may break off
     try:
         if not offline:
             _announce(name, revision, patterns, kind)
         return Path(snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=list(patterns)))
     except (OSError, ValueError, HTTPError) as error:
+        if left:
+            return left
         reason = f"{type(error).__name__}: {first_line(error)}"
         instead = f"{'unset HF_HUB_OFFLINE' if offline else 'connect to the Hub'}, {instead}"
         raise InputError(f"{kind} {name} at {revision} could not be loaded ({reason}); {instead}") from error
@@ -150,14 +151,6 @@ def _ask(name: str, revision: str | None, kind: str, timeout: float):
 
     _connect()
     return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout, files_metadata=True)
-
-
-def _answers() -> bool:
-    try:
-        _connect()
-    except OSError:
-        return False
-    return True
 
 
 def _connect() -> None:

@@ -26,7 +26,8 @@ FLOAT32, BFLOAT16 = "float32", "bfloat16 autocast"  # as records and manifests c
 # Weights from which a CPU gains by bfloat16: at 110 million a step took half the time (AMD Zen 4, two cores). For the
 # bundled base, of 7 million, nobody has measured a gain, and in float32 its runs are the same on every processor.
 LARGE = 50_000_000
-SWITCHES = (torch.backends, torch.backends.cuda.matmul)  # of TF32; `set_float32_matmul_precision` sets the second alone
+# Of less precise products in float32; `set_float32_matmul_precision` sets the last two.
+SWITCHES = (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +97,8 @@ def make_arguments(plan: Plan) -> OneDeviceArguments:
         dataloader_persistent_workers=workers,  # else every evaluation would start new ones
     )
     arguments.mixed_precision = "bf16" if mixed else "no"  # and not what accelerate's configuration says
-    if on_gpu:  # not by the argument `tf32`: transformers heeds it once a process
-        for switch in SWITCHES:
-            switch.fp32_precision = "tf32" if mixed else "ieee"
+    for switch in SWITCHES:  # not by the argument `tf32`: transformers heeds it once a process
+        switch.fp32_precision = "tf32" if mixed and on_gpu else "ieee"
     return arguments
 
 

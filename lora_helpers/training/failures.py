@@ -42,10 +42,8 @@ def failures_in_one_sentence(config: RunConfig, output_dir: Path, beginning: Beg
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
             less = "a new run with a smaller batch_size or max_length, or --resume with a smaller eval_batch_size"
             raise InputError(f"{output_dir}: {said}; what needs less: {less}; {way_on}") from error
-        from_outside = (
-            "inline_container.cc",
-            "DataLoader worker",
-        )  # torch.save's writer; a process that the system ended
+        # torch.save's writer; a process that the system ended (what fails inside one is "Caught … in DataLoader worker")
+        from_outside = "inline_container.cc", "DataLoader worker (pid"
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in from_outside):
             raise
         reason, file = getattr(error, "strerror", None) or said, getattr(error, "filename", None)

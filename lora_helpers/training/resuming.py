@@ -97,7 +97,8 @@ def describe_resumption(start: Start, details: dict) -> dict:
     dropout = details["config"]["base_dropout"] or details["config"]["lora_dropout"]
     here, then = (about | {"device": about["environment"]["device"]} for about in (details, then))
     effects = {"world_size": dropout and "dropout masks", "arithmetic": "rounding"}
-    effects["device"] = "dropout masks and rounding" if dropout else "rounding"
+    on_cpus = all(each["device"].startswith("CPU") for each in (here, then))  # whose masks threads do not change
+    effects["device"] = "rounding" if on_cpus or not dropout else "dropout masks and rounding"
     for name, effect in effects.items():
         if here[name] != then[name] and effect:
             logger.warning("%s: %s here, %s there; %s will differ", name, here[name], then[name], effect)

@@ -106,9 +106,8 @@ def make_trainer(plan: Plan) -> FineTuningTrainer:
     """The Trainer of a run, ready to train."""
     config, lengths = plan.config, plan.train_rows["length"][:]
     sampler = LengthGroupedSampler(lengths, config.batch_size, order=config.batch_order, seed=config.seed)
-    even = (
-        trains_on_gpu() and longest_input(plan.model) % 8 == 0
-    )  # else a row could come to be longer than there are positions
+    # Whole tiles of a GPU's matrix products, unless a row could then be longer than there are positions.
+    tile = 8 if trains_on_gpu() and longest_input(plan.model) % 8 == 0 else None
     return FineTuningTrainer(
         model=plan.model,
         args=make_arguments(plan),
@@ -117,7 +116,7 @@ def make_trainer(plan: Plan) -> FineTuningTrainer:
         train_dataset=plan.train_rows.remove_columns("length"),
         eval_dataset=plan.validation_rows.sort("length").remove_columns("length"),  # like lengths share a batch
         # Its method, since the Trainer would save a collator's tokenizer beside every checkpoint.
-        data_collator=DataCollatorWithPadding(plan.tokenizer, pad_to_multiple_of=8 if even else None).__call__,
+        data_collator=DataCollatorWithPadding(plan.tokenizer, pad_to_multiple_of=tile).__call__,
     )
 
 
