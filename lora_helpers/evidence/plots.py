@@ -45,7 +45,7 @@ def draw_studies(evidence: dict) -> Figure:
         axes.set_title(title, loc="left", fontsize=SMALL)
         axes.set_ylim(len(found) - 0.5, -0.5)
     figure.suptitle("Validation accuracy: mini-agnews minus … (seeds)")
-    axes.set_xlabel("points, 95 % interval over seeds; blue excludes 0")
+    axes.set_xlabel("points, 95 % interval over seeds")
     return figure
 
 
