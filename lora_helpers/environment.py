@@ -180,7 +180,8 @@ def has_fast_bfloat16(device: str | None = None) -> bool:
     its own; older ones imitate it, slower than float32."""
     import torch
 
-    if trains_on_gpu() if device is None else device == "cuda" and best_device().type == "cuda":
+    on_gpu = trains_on_gpu() if device is None else device == best_device().type == "cuda"
+    if on_gpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(torch.cpu.get_capabilities().get(name) for name in FAST_BFLOAT16)
 

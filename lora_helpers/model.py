@@ -103,9 +103,7 @@ def lora_norms(model) -> dict[str, dict]:
     sizes = {}
     for name, module in model.named_modules():
         if hasattr(module, "lora_A") and "default" in module.lora_A:
-            # On the CPU: on a GPU the product would be computed in TF32 where the run was.
-            A, B = (each["default"].weight.detach().cpu() for each in (module.lora_A, module.lora_B))
-            W, update = module.base_layer.weight.detach().cpu(), module.scaling["default"] * B @ A
+            W, update = module.base_layer.weight.detach(), module.get_delta_weight("default").detach()
             sizes[name.removeprefix("base_model.model.")] = {
                 "norm": update.norm().item(),
                 "relative": (update.norm() / W.norm()).item(),

@@ -30,7 +30,7 @@ from ..model import lora_norms
 from ..records import committed_runs, read_evidence, read_record, write_evidence, write_record
 from ..training.run import train
 from . import study
-from .plots import draw_label_counts, draw_learning_rates, draw_studies, draw_throughput
+from .plots import draw_studies, draw_throughput
 
 logger = logging.getLogger(__name__)
 
@@ -145,17 +145,12 @@ def time_notebook() -> dict:
 def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     """Every figure of the committed runs and of the evidence; returns the files."""
     runs = [path for files in draw_figures(committed_runs(), output_dir).values() for path in files.values()]
-    evidence = read_evidence()
+    evidence, files = read_evidence(), [Path(output_dir) / name for name in ("throughput.png", "studies.png")]
     machine, latest = evidence["bench"]["environment"], evidence["rivals"]["environment"]
-    speed = f"evidence bench, {machine['processor']}, {machine['cores']} cores"
-    drawn = {"throughput.png": (draw_throughput(evidence["bench"]), speed, machine)}
-    drawn["studies.png"] = draw_studies(evidence), "evidence", latest
-    for part, draw_part in (("learning-rates", draw_learning_rates), ("label-counts", draw_label_counts)):
-        if part in evidence:
-            drawn[f"{part}.png"] = draw_part(evidence), f"evidence {part}", evidence[part]["environment"]
-    for name, (figure, source, facts) in drawn.items():
-        save(figure, Path(output_dir) / name, source, facts)
-    return [draw_roberta_base(output_dir), *runs, *(Path(output_dir) / name for name in drawn)]
+    source = f"evidence bench, {machine['processor']}, {machine['cores']} cores"
+    save(draw_throughput(evidence["bench"]), files[0], source, machine)
+    save(draw_studies(evidence), files[1], "evidence", latest)
+    return [draw_roberta_base(output_dir), *runs, *files]
 
 
 def _load_small(precision: str = "float32") -> Classifier:

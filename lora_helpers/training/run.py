@@ -177,6 +177,6 @@ def _make_record(plan, trainer) -> dict:
         "best_evaluated_step": max(accuracy, key=accuracy.get),
         "lengths": {str(tokens): rows for tokens, rows in sorted(Counter(lengths.tolist()).items())},
         "padding": padding_costs(lengths, plan.config.batch_size, seed=plan.config.seed),
-        "lora_norms": lora_norms(trainer.model),
+        "lora_norms": lora_norms(trainer.model.cpu()),  # a GPU would multiply in TF32 where the run did
         "timing": {"seconds": plan.seconds(), "peak_memory_mib": peak_memory_mib()},
     }
