@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 EXECUTE := $(BIN)/jupyter nbconvert --to notebook --config .ci/notebook.py
 export PROFILE
 
-.PHONY: help run test lint evidence drill notebook figures report constraints clean
+.PHONY: help run test lint evidence gpu drill notebook figures report constraints clean
 
 help:  ## show this list
 	@echo "make TARGET, first of all run or test; PROFILE=$(PROFILE)"
@@ -27,6 +27,12 @@ lint: .venv/installed-dev  ## ruff, notebook included
 evidence: .venv/installed  ## rerun the committed runs, controls and baselines (needs AG News); PARTS="mini baselines" for some
 	$(BIN)/python -m lora_helpers evidence $(PARTS)
 	$(BIN)/python -m lora_helpers report
+
+gpu:  ## on a CUDA device, with the torch that $(PYTHON) has: its tests and its parts of the evidence, minutes each
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q tests/test_gpu.py
+	$(PYTHON) -m lora_helpers evidence gpu-devices gpu-repeated gpu-headline gpu-course gpu-batches gpu-compiled
+	$(PYTHON) -m lora_helpers evidence mpnet-seeds mpnet-studies  # goes on where it was stopped
+	$(PYTHON) -m lora_helpers report
 
 drill: .venv/installed-dev  ## kills, faults and bad input in full; the counts go to checkpoints/reliability.json
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/drill.py

@@ -172,9 +172,17 @@ def _replace(target: Path, fresh: Path, card: str = "") -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _load_and_run(module: str, function: str, *arguments):
+def _load_and_run(module: str, function: str, *arguments, **named):
     """For modules that load the training stack, or scikit-learn: not before they are needed."""
-    return getattr(import_module(f".{module}", __package__), function)(*arguments)
+    return getattr(import_module(f".{module}", __package__), function)(*arguments, **named)
+
+
+def _measure_full_size() -> dict:
+    """Evaluated at the end, as in `study.run_study`, which shares the runs of LoRA."""
+    from .rivals import AT_FULL_SIZE, RIVALS, measure_rivals
+
+    ends = dict.fromkeys(("eval_steps", "save_steps"), get_profile("mpnet-base").max_steps)
+    return measure_rivals("mpnet-base", dict.fromkeys(RIVALS, study.SEEDS), AT_FULL_SIZE, with_probes=False, **ends)
 
 
 PARTS = {
@@ -206,9 +214,19 @@ PARTS = {
     "mpnet-int8": partial(_load_and_run, "prediction_speed", "compare_precisions", "mpnet-base", 1),
     "bench": partial(_load_and_run, "training_speed", "run_benchmark"),
     "notebook": time_notebook,
+    "gpu-devices": partial(_load_and_run, "gpu", "compare_devices"),
+    "gpu-repeated": partial(_load_and_run, "gpu", "repeat_runs"),
+    "gpu-headline": partial(_load_and_run, "gpu", "time_headline"),
+    "gpu-course": partial(_load_and_run, "gpu", "time_course"),
+    "gpu-batches": partial(_load_and_run, "gpu", "time_batch_sizes"),
+    "gpu-compiled": partial(_load_and_run, "gpu", "time_batch_sizes", compiled=True),
+    "mpnet-studies": partial(study.run_study, study.AT_FULL_SIZE, profile="mpnet-base", seeds=study.SEEDS),
+    "mpnet-seeds": _measure_full_size,
     "figures": draw,
 }
 # Run when asked for by name: hours, or what changes committed runs.
 OF_MPNET = ("mpnet-rates", "mpnet-resumed", "mpnet-rivals", "mpnet-int8")
+MEASURED_ON_GPU = ("gpu-devices", "gpu-repeated", "gpu-headline", "gpu-course", "gpu-batches", "gpu-compiled")
+ON_GPU = (*MEASURED_ON_GPU, "mpnet-seeds", "mpnet-studies")
 HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", *OF_MPNET)
-NAMED_ALONE = ("base", "rows", "test-scores", *HOURS)
+NAMED_ALONE = ("base", "rows", "test-scores", *HOURS, *ON_GPU)

@@ -240,7 +240,7 @@ TABLES: dict[str, Callable[[dict], Iterable[tuple[str, ...]]]] = {
     "results-table": make_results,
     "training-speed-table": make_training_speed,
     "prediction-speed-table": make_prediction_speed,
-    **{f"{part}-table": partial(make_study, part) for part in ("ablations", "places", "ranks")},
+    **{f"{part}-table": partial(make_study, part) for part in ("ablations", "places", "ranks", "learning-rates")},
     "rivals-table": partial(make_rivals, "rivals"),
     "mpnet-rivals-table": partial(make_rivals, "mpnet-rivals"),
 }

@@ -33,7 +33,7 @@ from ..bases import load_base
 from ..batching import batches_by_tokens, pad
 from ..config import RunConfig, get_profile
 from ..data import load_ag_news, load_split, tokenize
-from ..environment import code_mark, environment, watch_peak_memory
+from ..environment import best_device, code_mark, environment, watch_peak_memory
 from ..evaluation import to_digits
 from ..files.hub import base_files, base_identity
 from ..files.manifests import write_atomically
@@ -48,11 +48,15 @@ logger = logging.getLogger(__name__)
 # Seeds and learning rates to choose from; a full fine-tuning takes a quarter of an hour of one core.
 RIVALS = {"head alone": MORE_SEEDS, "full fine-tuning": SEEDS}
 RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (3e-5, 1e-4, 3e-4, 1e-3)}
+AT_FULL_SIZE = RATES | {"full fine-tuning": (1e-5, 3e-5, 1e-4)}
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regressions
 AT_ONCE = 4096  # rows whose vectors share a file of checkpoints/runs/: at full size some minutes of two cores
 
 
-def measure_rivals(profile: str = "mini-agnews", rivals: dict[str, Sequence[int]] = RIVALS, **changes) -> dict:
+def measure_rivals(
+    profile: str = "mini-agnews", rivals: dict[str, Sequence[int]] = RIVALS, rates: dict | None = None, *,
+    with_probes: bool = True, **changes,
+) -> dict:  # fmt: skip
     """Every arm on validation and test rows with its seeds, LoRA with all of them, the rates that were tried, and the
     probes of the frozen base."""
     seeds = max(rivals.values(), key=len)
@@ -63,8 +67,6 @@ def measure_rivals(profile: str = "mini-agnews", rivals: dict[str, Sequence[int]
     seen = {seed: rows_in_batches(config.replace(seed=seed), lengths) for seed in seeds}
     wanted = {"train": np.unique([*seen.values()])}
     vectors = {part: encode(config, each["input_ids"][:], wanted.get(part)) for part, each in rows.items()}
-    for part, each in embed_by_counts({part: each["text"][:] for part, each in parts.items()}).items():
-        vectors[part]["LSA"] = each
     # Nothing changes what the head alone is given, so it is computed once.
     kept = {part: {"features": vectors[part]["<s>"], "labels": each["labels"][:]} for part, each in rows.items()}
     kept = {part: Dataset.from_dict(each).with_format("numpy") for part, each in kept.items()}
@@ -77,14 +79,17 @@ def measure_rivals(profile: str = "mini-agnews", rivals: dict[str, Sequence[int]
     mark = hashlib.sha256(f"{base} {splits.fingerprints()}".encode()).hexdigest()[:10]
     for arm, its_seeds in rivals.items():
         run = partial(_run, arm, mark, seen=seen, rows=given[arm][0], collate=given[arm][1])
-        runs = [run(config.replace(learning_rate=rate)) for rate in RATES[arm]]
+        runs = [run(config.replace(learning_rate=rate)) for rate in (rates or RATES)[arm]]
         tried[arm] = [{key: each[key] for key in ("learning_rate", "validation_accuracy")} for each in runs]
         best = max(tried[arm], key=lambda row: row["validation_accuracy"])["learning_rate"]
         arms[arm] = [run(config.replace(learning_rate=best, seed=seed)) for seed in its_seeds]
     compared = compare_arms({arm: [each["validation_accuracy"] for each in runs] for arm, runs in arms.items()})
     labels = {part: to_digits(rows[part]["labels"][:]) for part in ("validation", "test")}
-    probes = probe(vectors, {part: each["labels"][:] for part, each in rows.items()}, seen[config.seed])
-    found = {"profile": profile, "labels": labels, "tried": tried, "probes": probes}
+    found = {"profile": profile, "labels": labels, "tried": tried}
+    if with_probes:
+        for part, each in embed_by_counts({part: each["text"][:] for part, each in parts.items()}).items():
+            vectors[part]["LSA"] = each
+        found["probes"] = probe(vectors, {part: each["labels"][:] for part, each in rows.items()}, seen[config.seed])
     return found | {"arms": {arm: compared[arm] | {"runs": runs} for arm, runs in arms.items()}}
 
 
@@ -107,7 +112,9 @@ def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 20
             linear = fit_linear(replace(splits, train=part), test)
             kept = {key: scores[key] for key in ("accuracy", "predictions")}
             runs.append({"seed": seed, **kept, "linear": linear["all_rows"] | {"chosen": linear["chosen"]}})
-        found.append({"rows": size, "runs": runs})
+        arms = {"LoRA": runs, "linear model": [row["linear"] for row in runs]}
+        arms = compare_arms({arm: [row["accuracy"] for row in rows] for arm, rows in arms.items()})
+        found.append({"rows": size, "runs": runs, "arms": arms})
     return {"profile": profile, "labels": to_digits(test["label"][:]), "sizes": found}
 
 
@@ -132,14 +139,16 @@ def _encode_some(config: RunConfig, ids: list[list[int]]) -> dict[str, np.ndarra
     folder, found = base_files(config.base_model, config.base_revision), {}
     encoder = AutoModel.from_pretrained(  # not `load_base`'s, which computes `<s>` alone and so has no mean
         folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-    ).eval()
+    )
+    encoder = encoder.eval().to(best_device())
     for batch in batches_by_tokens([len(row) for row in ids], 4096):
         inputs = pad([ids[i] for i in batch], encoder.config.pad_token_id)
+        inputs = {name: tensor.to(encoder.device) for name, tensor in inputs.items()}
         with torch.no_grad():
             hidden = encoder(**inputs).last_hidden_state
-        mask = inputs.get("attention_mask", torch.ones(hidden.shape[:2]))[:, :, None]
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[:, :, None]
         for name, values in (("<s>", hidden[:, 0]), ("mean", (hidden * mask).sum(1) / mask.sum(1))):
-            found.setdefault(name, np.empty((len(ids), hidden.shape[2]), np.float32))[batch] = values.numpy()
+            found.setdefault(name, np.empty((len(ids), hidden.shape[2]), np.float32))[batch] = values.cpu().numpy()
     save_file(found, path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
     return found

@@ -36,6 +36,15 @@ PLACES = {  # as many trained numbers in each
     "on query and value at rank 1": {"lora_targets": ("query", "value"), "lora_rank": 1, "lora_alpha": 2.0},
 }
 RANKS = {"rank 2": {}} | {f"rank {r}": {"lora_rank": r, "lora_alpha": 2.0 * r} for r in (1, 8, 64)}  # alpha / r stays
+OF_THE_COURSE = "learning_rate", "warmup_steps", "base_dropout", "batch_order", "max_length", "mixed_precision"
+AT_FULL_SIZE = {  # of `mpnet-base`
+    "ours": {},
+    "the course's": {name: getattr(get_profile("original"), name) for name in OF_THE_COURSE},
+    "batches of 32": {"batch_size": 32},
+    "4e-3": {"learning_rate": 4e-3},
+    "value": {"lora_targets": ("v",)},
+    "query and value at rank 1": {"lora_targets": ("q", "v"), "lora_rank": 1, "lora_alpha": 2.0},
+}
 BASES = {"pretrained": {}, "random": {"random_base": True}}  # what rests on the pretraining
 LEARNING_RATES = {"2e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "4e-3", "8e-3")}
 

@@ -31,7 +31,7 @@ SPECIAL = 5  # token ids below are special
 class Plan:
     """A few batches that stand for an epoch, and what they are too few to show: the epoch's means a row."""
 
-    lengths: np.ndarray  # real tokens of each row, <int64>[batches, BATCH]
+    lengths: np.ndarray  # real tokens of each row, <int64>[batches, rows]
     widths: np.ndarray  # tokens a row of each batch, padding included, <int64>[batches]
     length: float
     width: float
@@ -44,15 +44,15 @@ def sample_lengths(count: int, *, longest: int = 512, seed: int = 0) -> np.ndarr
     return np.minimum(np.random.default_rng(seed).choice(tokens, size=count, p=rows / rows.sum()), longest)
 
 
-def plan_epoch(pipeline: str, lengths: np.ndarray, count: int) -> Plan:
-    """`count` batches of an epoch: its batches in `count` equal parts by width, and the middle one of each.
+def plan_epoch(pipeline: str, lengths: np.ndarray, count: int, size: int = BATCH) -> Plan:
+    """`count` batches of an epoch, of `size` rows each: its batches in `count` equal parts by width, and the middle one of each.
 
     `original` pads blocks of 1,000 rows in file order, then draws at random from all of them, so that a batch is as
     wide as the widest of its 16 blocks; `trainer-default` pads random batches to their longest row; `pad-128` pads
     and cuts at 128 tokens; `ours` pads batches of like length to their longest row.
     """
-    sampler = LengthGroupedSampler(lengths, BATCH, order="length-grouped" if pipeline == "ours" else "random")
-    rows = np.array(list(sampler))[: len(lengths) // BATCH * BATCH].reshape(-1, BATCH)
+    sampler = LengthGroupedSampler(lengths, size, order="length-grouped" if pipeline == "ours" else "random")
+    rows = np.array(list(sampler))[: len(lengths) // size * size].reshape(-1, size)
     real = lengths[rows]
     widths = real.max(axis=1)
     if pipeline == "original":

@@ -1,0 +1,104 @@
+"""On a CUDA device: whether it computes what a CPU does, and how long the run of the headline takes there (`make gpu`).
+
+For speed roberta-base's shape and tokenizer are enough (ROBERTA_BASE_DIR): its weights are drawn at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from ..bases import compute_first_token_alone, full_size_shape
+from ..checkpoints import WEIGHTS, list_checkpoints, step_of
+from ..config import get_profile
+from ..data import load_ag_news
+from ..environment import watch_peak_memory
+from ..files.places import CHECKPOINTS, ROBERTA_BASE, RUNS
+from ..inference import Classifier
+from ..records import RECORD, read_record
+from ..training.run import train
+from .training_speed import SAMPLED, make_step
+from .workload import BATCH, make_inputs, make_model, plan_epoch, sample_lengths
+
+SIZES = (16, 32, 64, 128, 256, 512)  # rows of a batch
+MEASURED = 12  # batches of each
+
+
+def compare_devices(profile: str = "mini-agnews") -> dict:
+    """The committed run of a CPU on its validation rows: the largest difference of a probability between CPU and GPU, both
+    float32, and the share of labels that stay in the GPU's bfloat16."""
+    texts = load_ag_news(get_profile(profile)).validation["text"][:]
+    last, found = list_checkpoints(CHECKPOINTS / profile)[-1], {}
+    for name in ("cpu float32", "cuda float32", "cuda bfloat16"):
+        device, precision = name.split()
+        found[name] = Classifier.from_checkpoint(last, device=device, precision=precision).predict_probabilities(texts)
+    cpu, gpu, bfloat16 = found.values()
+    same = float((cpu.argmax(axis=1) == bfloat16.argmax(axis=1)).mean())
+    return {"rows": len(texts), "largest_difference": float(np.abs(cpu - gpu).max()), "bfloat16_agreement": same}
+
+
+def repeat_runs(profile: str = "mini") -> dict:
+    """A profile trained twice, and once more from its last checkpoint but one: whether all three end in the same bits, and
+    if not, the largest difference of a trained weight."""
+    config = get_profile(profile)
+    first = RUNS / f"gpu-{profile}-first"
+    record = train(config, first, resume=True)
+    start, end = list_checkpoints(first)[-2:]
+    found = {"profile": profile, "arithmetic": record["arithmetic"], "resumed_at": step_of(start)}
+    for name, beginning in (("repeated", {}), ("resumed", {"resume_from": start})):
+        folder = RUNS / f"gpu-{profile}-{name}"
+        train(config, folder, **({"resume": True} if list_checkpoints(folder) else beginning))
+        wanted, got = (load_file(each / WEIGHTS) for each in (end, list_checkpoints(folder)[-1]))
+        difference = max((wanted[key] - got[key]).abs().max().item() for key in wanted)
+        found[name] = {"same_bits": difference == 0, "largest_difference": difference}
+    return found
+
+
+def time_headline(profiles: Sequence[str] = ("roberta-base", "original")) -> dict:
+    """Whole runs, evaluations included: `seconds` from their start to their record, and what follows of them."""
+    rows = []
+    for profile in profiles:
+        config, folder = get_profile(profile, random_base=True), RUNS / f"gpu-{profile}"
+        record = read_record(folder) if (folder / RECORD).is_file() else train(config, folder, resume=True)
+        seconds, memory = record["timing"]["seconds"], record["timing"]["peak_memory_mib"]["gpu"]
+        speed = {"seconds": seconds, "examples_per_second": config.max_steps * config.batch_size / seconds}
+        rows.append({"profile": profile, "arithmetic": record["arithmetic"], **speed, "peak_memory_mib": memory})
+    return {"rows": rows}
+
+
+def time_course(steps: int = 200) -> dict:
+    """Steps of the course's pipeline, rows padded in blocks of 1,000 and float32, without loading or evaluation; and how
+    long its 2,400 would take so."""
+    config = get_profile("original")
+    model = make_model(full_size_shape(ROBERTA_BASE), config)
+    plan = plan_epoch("original", sample_lengths(SAMPLED, longest=config.max_length), steps)
+    inputs = (make_inputs(*each, model) for each in zip(plan.lengths, plan.widths, strict=True))
+    step, peak = make_step(model, config), watch_peak_memory(gpu=True)
+    step(make_inputs(plan.lengths[0], plan.widths[0], model))  # to warm up
+    seconds = sum(map(step, inputs))
+    speed = {"examples_per_second": steps * BATCH / seconds, "seconds_of_a_run": seconds / steps * config.max_steps}
+    return {"steps": steps, **speed, "padding": plan.width / plan.length, "peak_memory_mib": peak()}
+
+
+def time_batch_sizes(sizes: Sequence[int] = SIZES, batches: int = MEASURED, *, compiled: bool = False) -> dict:
+    """Examples a second and peak memory of a step with batches of like length, by their rows, in float32 (without TF32) and
+    in bfloat16 autocast; `compiled` by `torch.compile`, the compiling not counted."""
+    config, rows = get_profile("roberta-base"), []
+    model = make_model(full_size_shape(ROBERTA_BASE), config)
+    lengths = sample_lengths(SAMPLED, longest=config.max_length)
+    with compute_first_token_alone(model.base_model.model):
+        step = make_step(torch.compile(model, dynamic=True) if compiled else model, config)
+        for bfloat16, size in product((True, False), sizes):
+            plan = plan_epoch("ours", lengths, batches, size)
+            inputs = [make_inputs(*each, model) for each in zip(plan.lengths, plan.widths, strict=True)]
+            for each in inputs:  # to warm up on every shape, for which cuDNN plans its attention anew
+                step(each, bfloat16=bfloat16)
+            peak = watch_peak_memory(gpu=True)
+            seconds = sum(step(each, bfloat16=bfloat16) for each in inputs)
+            speed = {"examples_per_second": size * batches / seconds, "peak_memory_mib": peak()}
+            rows.append({"batch_size": size, "arithmetic": "bfloat16" if bfloat16 else "float32"} | speed)
+    return {"rows": rows}
