@@ -28,10 +28,10 @@ evidence: .venv/installed  ## rerun the committed runs, controls and baselines (
 	$(BIN)/python -m lora_helpers evidence $(PARTS)
 	$(BIN)/python -m lora_helpers report
 
-gpu:  ## on a CUDA device, with the torch that $(PYTHON) has: its tests and its parts of the evidence, minutes each
+gpu:  ## on a CUDA device, with python3's torch and not .venv's: its tests and its parts of the evidence
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q tests/test_gpu.py
 	$(PYTHON) -m lora_helpers evidence gpu-devices gpu-repeated gpu-headline gpu-course gpu-batches gpu-compiled
-	$(PYTHON) -m lora_helpers evidence mpnet-seeds mpnet-studies  # goes on where it was stopped
+	$(PYTHON) -m lora_helpers evidence mpnet-rivals-seeds mpnet-studies  # goes on where it was stopped
 	$(PYTHON) -m lora_helpers report
 
 drill: .venv/installed-dev  ## kills, faults and bad input in full; the counts go to checkpoints/reliability.json

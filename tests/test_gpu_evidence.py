@@ -1,7 +1,5 @@
 """The parts of the evidence that need a GPU, as far as a CPU can try them."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_helpers.checkpoints import list_checkpoints
 from lora_helpers.config import get_profile
+from lora_helpers.errors import InputError
 from lora_helpers.evidence import gpu, rebuild, study
 
 
@@ -29,7 +28,7 @@ def test_a_run_that_goes_on_or_is_made_again_is_compared_bit_by_bit(runs, tiny_c
     weights = list_checkpoints(runs / "gpu-tiny-resumed")[-1] / gpu.WEIGHTS
     changed = load_file(weights)
     next(iter(changed.values())).add_(0.25)
-    monkeypatch.setattr(gpu, "train", lambda *_, **__: {"arithmetic": "float32"})
+    monkeypatch.setattr(gpu, "train", lambda *_, **__: {"arithmetic": "float32"})  # it notices the change itself
     save_file(changed, weights)
     assert gpu.repeat_runs("tiny")["resumed"] == {"same_bits": False, "largest_difference": pytest.approx(0.25)}
 
@@ -49,13 +48,19 @@ def test_devices_are_compared_by_probability_and_bfloat16_by_label(monkeypatch):
     assert found == {"rows": 4, "largest_difference": pytest.approx(2e-5, rel=0.01), "bfloat16_agreement": 0.75}
 
 
-def test_the_headline_is_read_from_the_records_of_whole_runs(runs, tiny_run, monkeypatch):
-    record = json.loads((tiny_run / "run.json").read_text())
-    record["timing"] = {"seconds": 60.0, "peak_memory_mib": {"gpu": 1000.0}}
-    (runs / "gpu-roberta-base").mkdir()
-    (runs / "gpu-roberta-base" / "run.json").write_text(json.dumps(record))
+def test_a_whole_run_is_timed_with_random_weights(runs, monkeypatch):
+    timing, asked = {"seconds": 60.0, "peak_memory_mib": {"gpu": 1000.0}}, []
+    record = {"arithmetic": "bfloat16", "timing": timing}
+    monkeypatch.setattr(gpu, "train", lambda config, _, resume: asked.append((config, resume)) or record)
     (row,) = gpu.time_headline(["roberta-base"])["rows"]
+    assert asked == [(get_profile("roberta-base", random_base=True), True)]
     assert row["examples_per_second"] == 2400 * 16 / 60 and (row["seconds"], row["peak_memory_mib"]) == (60.0, 1000.0)
+
+
+def test_what_takes_a_gpu_is_not_measured_without_one(monkeypatch):
+    monkeypatch.setattr(rebuild, "trains_on_gpu", lambda: False)
+    with pytest.raises(InputError, match="gpu-course: measured on a GPU with CUDA, and there is none"):
+        rebuild.rebuild(["gpu-course"])
 
 
 @pytest.mark.slow
@@ -63,6 +68,7 @@ def test_steps_are_timed_by_batch_size_and_arithmetic(tiny_base, monkeypatch):
     from transformers import AutoConfig
 
     shape, asked = AutoConfig.from_pretrained(tiny_base, num_labels=4), []
+    assert shape.hidden_dropout_prob == 0.1
     monkeypatch.setattr(gpu, "full_size_shape", lambda _: shape)
     monkeypatch.setattr(gpu, "SAMPLED", 2_000)
     monkeypatch.setattr(gpu, "get_profile", lambda name: get_profile(name, max_length=64))
@@ -72,6 +78,7 @@ def test_steps_are_timed_by_batch_size_and_arithmetic(tiny_base, monkeypatch):
         ways = [(row["batch_size"], row["arithmetic"]) for row in rows]
         assert ways == [(4, "bfloat16"), (8, "bfloat16"), (4, "float32"), (8, "float32")]
         assert all(row["examples_per_second"] > 0 for row in rows) and len(asked) == compiled
+    assert shape.hidden_dropout_prob == shape.attention_probs_dropout_prob == 0.0  # as our recipe has it
     course = gpu.time_course(3)
     assert course["steps"] == 3 and course["padding"] > 1
     assert course["seconds_of_a_run"] == pytest.approx(2400 * 16 / course["examples_per_second"])
@@ -81,8 +88,8 @@ def test_full_size_is_measured_with_the_rates_of_its_size_and_the_runs_of_its_st
     asked = {}
     fake = lambda *given, **named: asked.update(given=given, named=named) or {}  # noqa: E731
     monkeypatch.setattr("lora_helpers.evidence.rivals.measure_rivals", fake)
-    rebuild.PARTS["mpnet-seeds"]()
-    profile, rivals, rates = asked["given"]
+    rebuild.PARTS["mpnet-rivals-seeds"]()
+    (profile, rivals), rates = asked["given"], asked["named"].pop("rates")
     assert profile == "mpnet-base" and rivals == dict.fromkeys(("head alone", "full fine-tuning"), study.SEEDS)
     assert max(rates["full fine-tuning"]) <= 1e-4 and asked["named"].pop("with_probes") is False
     its = get_profile("mpnet-base", **asked["named"])

@@ -1,4 +1,4 @@
-"""On a CUDA device: whether it computes what a CPU does, and how long the run of the headline takes there (`make gpu`).
+"""On a CUDA device: whether it computes what a CPU does, and how long a whole run of roberta-base takes there (`make gpu`).
 
 For speed roberta-base's shape and tokenizer are enough (ROBERTA_BASE_DIR): its weights are drawn at random.
 """
@@ -17,9 +17,9 @@ from ..checkpoints import WEIGHTS, list_checkpoints, step_of
 from ..config import get_profile
 from ..data import load_ag_news
 from ..environment import watch_peak_memory
+from ..files.manifests import hash_file
 from ..files.places import CHECKPOINTS, ROBERTA_BASE, RUNS
 from ..inference import Classifier
-from ..records import RECORD, read_record
 from ..training.run import train
 from .training_speed import SAMPLED, make_step
 from .workload import BATCH, make_inputs, make_model, plan_epoch, sample_lengths
@@ -52,18 +52,19 @@ def repeat_runs(profile: str = "mini") -> dict:
     for name, beginning in (("repeated", {}), ("resumed", {"resume_from": start})):
         folder = RUNS / f"gpu-{profile}-{name}"
         train(config, folder, **({"resume": True} if list_checkpoints(folder) else beginning))
-        wanted, got = (load_file(each / WEIGHTS) for each in (end, list_checkpoints(folder)[-1]))
+        files = [each / WEIGHTS for each in (end, list_checkpoints(folder)[-1])]
+        wanted, got = map(load_file, files)
         difference = max((wanted[key] - got[key]).abs().max().item() for key in wanted)
-        found[name] = {"same_bits": difference == 0, "largest_difference": difference}
+        found[name] = {"same_bits": len({*map(hash_file, files)}) == 1, "largest_difference": difference}
     return found
 
 
 def time_headline(profiles: Sequence[str] = ("roberta-base", "original")) -> dict:
-    """Whole runs, evaluations included: `seconds` from their start to their record, and what follows of them."""
+    """Whole runs, evaluations included: `seconds` from their start to their record, and what follows from them."""
     rows = []
     for profile in profiles:
         config, folder = get_profile(profile, random_base=True), RUNS / f"gpu-{profile}"
-        record = read_record(folder) if (folder / RECORD).is_file() else train(config, folder, resume=True)
+        record = train(config, folder, resume=True)
         seconds, memory = record["timing"]["seconds"], record["timing"]["peak_memory_mib"]["gpu"]
         speed = {"seconds": seconds, "examples_per_second": config.max_steps * config.batch_size / seconds}
         rows.append({"profile": profile, "arithmetic": record["arithmetic"], **speed, "peak_memory_mib": memory})
@@ -87,8 +88,9 @@ def time_course(steps: int = 200) -> dict:
 def time_batch_sizes(sizes: Sequence[int] = SIZES, batches: int = MEASURED, *, compiled: bool = False) -> dict:
     """Examples a second and peak memory of a step with batches of like length, by their rows, in float32 (without TF32) and
     in bfloat16 autocast; `compiled` by `torch.compile`, the compiling not counted."""
-    config, rows = get_profile("roberta-base"), []
-    model = make_model(full_size_shape(ROBERTA_BASE), config)
+    config, shape, rows = get_profile("roberta-base"), full_size_shape(ROBERTA_BASE), []
+    shape.hidden_dropout_prob = shape.attention_probs_dropout_prob = config.base_dropout
+    model = make_model(shape, config)
     lengths = sample_lengths(SAMPLED, longest=config.max_length)
     with compute_first_token_alone(model.base_model.model):
         step = make_step(torch.compile(model, dynamic=True) if compiled else model, config)

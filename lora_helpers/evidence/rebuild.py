@@ -20,7 +20,7 @@ from ..architecture import draw_roberta_base
 from ..checkpoints import WEIGHTS, list_checkpoints, load_checkpoint, step_of
 from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
 from ..data import COMMITTED_ROWS, load_ag_news, load_split, row_marks
-from ..environment import environment
+from ..environment import environment, trains_on_gpu
 from ..errors import InputError
 from ..figures import draw_figures, save
 from ..files.manifests import hash_file, read_manifest, seal
@@ -44,6 +44,8 @@ def rebuild(parts: list[str]) -> None:
     """Run the named parts; if none is named, the committed profiles and whatever else is not in `NAMED_ALONE`."""
     if unknown := [part for part in parts if part not in PARTS]:
         raise InputError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    if (on_gpu := {*parts} & {*ON_GPU}) and not trains_on_gpu():
+        raise InputError(f"{', '.join(sorted(on_gpu))}: measured on a GPU with CUDA, and there is none that works")
     left_out = {*NAMED_ALONE, *PROFILES} - {run.name for run in committed_runs()}
     for part in parts or [part for part in PARTS if part not in left_out]:
         logger.info("evidence: %s", part)
@@ -179,10 +181,11 @@ def _load_and_run(module: str, function: str, *arguments, **named):
 
 def _measure_full_size() -> dict:
     """Evaluated at the end, as in `study.run_study`, which shares the runs of LoRA."""
-    from .rivals import AT_FULL_SIZE, RIVALS, measure_rivals
+    from .rivals import RATES_AT_FULL_SIZE, RIVALS, measure_rivals
 
     ends = dict.fromkeys(("eval_steps", "save_steps"), get_profile("mpnet-base").max_steps)
-    return measure_rivals("mpnet-base", dict.fromkeys(RIVALS, study.SEEDS), AT_FULL_SIZE, with_probes=False, **ends)
+    named = {"rates": RATES_AT_FULL_SIZE, "with_probes": False}
+    return measure_rivals("mpnet-base", dict.fromkeys(RIVALS, study.SEEDS), **named, **ends)
 
 
 PARTS = {
@@ -221,12 +224,11 @@ PARTS = {
     "gpu-batches": partial(_load_and_run, "gpu", "time_batch_sizes"),
     "gpu-compiled": partial(_load_and_run, "gpu", "time_batch_sizes", compiled=True),
     "mpnet-studies": partial(study.run_study, study.AT_FULL_SIZE, profile="mpnet-base", seeds=study.SEEDS),
-    "mpnet-seeds": _measure_full_size,
+    "mpnet-rivals-seeds": _measure_full_size,
     "figures": draw,
 }
-# Run when asked for by name: hours, or what changes committed runs.
+# Run when asked for by name: hours, what changes committed runs, or what takes a GPU.
 OF_MPNET = ("mpnet-rates", "mpnet-resumed", "mpnet-rivals", "mpnet-int8")
-MEASURED_ON_GPU = ("gpu-devices", "gpu-repeated", "gpu-headline", "gpu-course", "gpu-batches", "gpu-compiled")
-ON_GPU = (*MEASURED_ON_GPU, "mpnet-seeds", "mpnet-studies")
+ON_GPU = (*(part for part in PARTS if part.startswith("gpu-")), "mpnet-rivals-seeds", "mpnet-studies")
 HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", *OF_MPNET)
 NAMED_ALONE = ("base", "rows", "test-scores", *HOURS, *ON_GPU)

@@ -27,6 +27,7 @@ ROBERTA_BASE, BASE = "roberta-base", "roberta-mini"  # the two shapes of the ben
 FORMS: dict[str, Callable] = {
     "minutes": lambda seconds: f"{seconds / 60:.1f}",
     "GiB": lambda mib: f"{mib / 1024:.1f}",
+    "points": lambda share: f"{100 * share:+.1f}",
     "millions": lambda count: f"{count / 1e6:,.1f}",  # also bytes as MB
 }
 # Not measured by this project: model, accuracy, test rows, trained parameters, labelled rows. README has the sources.
@@ -96,10 +97,10 @@ def make_text(records: dict, name: str, form: str | None = None) -> str:
 
 
 def _format(value, form: str | None) -> str:
-    if form in FORMS:
-        return FORMS[form](value)
     if isinstance(value, list):
         return " to ".join(_format(end, form) for end in value)
+    if form in FORMS:
+        return FORMS[form](value)
     return format(value, form or {int: ",", float: ".4f"}.get(type(value), ""))
 
 

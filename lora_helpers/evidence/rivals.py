@@ -48,17 +48,17 @@ logger = logging.getLogger(__name__)
 # Seeds and learning rates to choose from; a full fine-tuning takes a quarter of an hour of one core.
 RIVALS = {"head alone": MORE_SEEDS, "full fine-tuning": SEEDS}
 RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (3e-5, 1e-4, 3e-4, 1e-3)}
-AT_FULL_SIZE = RATES | {"full fine-tuning": (1e-5, 3e-5, 1e-4)}
+RATES_AT_FULL_SIZE = RATES | {"full fine-tuning": (1e-5, 3e-5, 1e-4)}
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regressions
 AT_ONCE = 4096  # rows whose vectors share a file of checkpoints/runs/: at full size some minutes of two cores
 
 
 def measure_rivals(
-    profile: str = "mini-agnews", rivals: dict[str, Sequence[int]] = RIVALS, rates: dict | None = None, *,
-    with_probes: bool = True, **changes,
+    profile: str = "mini-agnews", rivals: dict[str, Sequence[int]] = RIVALS, *,
+    rates: dict[str, Sequence[float]] | None = None, with_probes: bool = True, **changes,
 ) -> dict:  # fmt: skip
-    """Every arm on validation and test rows with its seeds, LoRA with all of them, the rates that were tried, and the
-    probes of the frozen base."""
+    """Every arm on validation and test rows with its seeds, LoRA with all of them, the rates that were tried, and
+    `with_probes` those of the frozen base."""
     seeds = max(rivals.values(), key=len)
     config, tried = get_profile(profile, seed=seeds[0], **changes), {}
     splits, test = load_ag_news(config), load_split(config.dataset, "test", config.dataset_revision)
@@ -113,8 +113,10 @@ def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 20
             kept = {key: scores[key] for key in ("accuracy", "predictions")}
             runs.append({"seed": seed, **kept, "linear": linear["all_rows"] | {"chosen": linear["chosen"]}})
         arms = {"LoRA": runs, "linear model": [row["linear"] for row in runs]}
-        arms = compare_arms({arm: [row["accuracy"] for row in rows] for arm, rows in arms.items()})
-        found.append({"rows": size, "runs": runs, "arms": arms})
+        compared = compare_arms({arm: [row["accuracy"] for row in rows] for arm, rows in arms.items()})
+        for each in compared.values():
+            each["test_accuracy"] = each.pop("validation_accuracy")  # as `compare_arms` calls what it is given
+        found.append({"rows": size, "runs": runs, "arms": compared})
     return {"profile": profile, "labels": to_digits(test["label"][:]), "sizes": found}
 
 

@@ -42,8 +42,8 @@ AT_FULL_SIZE = {  # of `mpnet-base`
     "the course's": {name: getattr(get_profile("original"), name) for name in OF_THE_COURSE},
     "batches of 32": {"batch_size": 32},
     "4e-3": {"learning_rate": 4e-3},
-    "value": {"lora_targets": ("v",)},
-    "query and value at rank 1": {"lora_targets": ("q", "v"), "lora_rank": 1, "lora_alpha": 2.0},
+    "on value": {"lora_targets": ("v",)},
+    "on query and value at rank 1": {"lora_targets": ("q", "v"), "lora_rank": 1, "lora_alpha": 2.0},
 }
 BASES = {"pretrained": {}, "random": {"random_base": True}}  # what rests on the pretraining
 LEARNING_RATES = {"2e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "4e-3", "8e-3")}
