@@ -233,3 +233,28 @@ def test_the_figure_of_the_studies_has_a_panel_a_question_and_shows_which_interv
     assert [{ends: color for ends, color in lines.items() if len(ends) == 2} for lines in drawn] == [
         nothing | {(-0.4, 0.1): plots.GREY}, nothing | {(0.2, 2.0): plots.BLUE},
     ]  # fmt: skip
+
+
+def test_the_figure_of_labels_shows_every_seed_and_the_runs_on_all_rows():
+    def make_size(rows, *accuracies):
+        runs = [{"accuracy": value, "linear": {"accuracy": value - 0.1}} for value in accuracies]
+        return {"rows": rows, "runs": runs}
+
+    evidence = {
+        "label-counts": {"profile": "mini-agnews", "sizes": [make_size(500, 0.7, 0.8), make_size(2000, 0.8, 0.9)]},
+        "mini-agnews-seeds": {"runs": [{"test_accuracy": 0.91}, {"test_accuracy": 0.93}]},
+        "baselines": {"mini-agnews": {"all_rows": {"accuracy": 0.92, "train_rows": 78_878}}},
+    }
+    axes = plots.draw_label_counts(evidence).axes[0]
+    lines = {line.get_label(): [*zip(*line.get_data(), strict=True)] for line in axes.lines}
+    points = [[(rows, pytest.approx(y)) for rows, y in line] for line in (
+        [(500, 0.75), (2000, 0.85), (78_878, 0.92)], [(500, 0.65), (2000, 0.75), (78_878, 0.92)],
+    )]  # fmt: skip
+    assert [lines["LoRA"], lines["linear model"]] == points
+
+
+def test_the_figure_of_learning_rates_goes_from_the_lowest_to_the_highest():
+    arms = {name: {"validation_accuracy": [float(name), 0.9]} for name in ("2e-3", "5e-4", "1e-2")}
+    axes = plots.draw_learning_rates({"learning-rates": {"variants": arms}}).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0005", "0.002", "0.01"]
+    assert axes.lines[0].get_ydata() == pytest.approx([0.45025, 0.451, 0.455])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from ..figures import BLUE, GREEN, GREY, SMALL, make_axes
+from ..figures import BLUE, GREEN, GREY, ORANGE, SMALL, make_axes
 
 STUDIES = {  # parts, where they were run, and what they ask
     "ablations": "itself without a shortcut",
@@ -46,3 +47,40 @@ def draw_studies(evidence: dict) -> Figure:
     figure.suptitle("Validation accuracy: mini-agnews minus … (seeds)")
     axes.set_xlabel("points, 95 % interval over seeds")
     return figure
+
+
+def draw_learning_rates(evidence: dict) -> Figure:
+    """Validation accuracy of `mini-agnews` by learning rate: mean and range over seeds."""
+    figure, axes = make_axes(size=(6.4, 3.4))
+    arms = evidence["learning-rates"]["variants"]
+    rates = {float(name): arms[name]["validation_accuracy"] for name in sorted(arms, key=float)}
+    _plot_ranges(axes, rates, "{:g}", color=BLUE, marker="o")
+    axes.set(
+        xlabel="learning rate at its peak", ylabel="share of validation rows right", title="Accuracy by learning rate"
+    )
+    return figure
+
+
+def draw_label_counts(evidence: dict) -> Figure:
+    """Test accuracy by the number of labelled training rows, of `mini-agnews` and of a linear model on the same rows."""
+    study, figure, axes = evidence["label-counts"], *make_axes()
+    lora = {size["rows"]: [run["accuracy"] for run in size["runs"]] for size in study["sizes"]}
+    linear = {size["rows"]: [run["linear"]["accuracy"] for run in size["runs"]] for size in study["sizes"]}
+    whole = evidence["baselines"][study["profile"]]["all_rows"]
+    lora[whole["train_rows"]] = [run["test_accuracy"] for run in evidence[f"{study['profile']}-seeds"]["runs"]]
+    linear[whole["train_rows"]] = [whole["accuracy"]]
+    _plot_ranges(axes, lora, "{:,}", color=BLUE, marker="o", label="LoRA")
+    _plot_ranges(axes, linear, "{:,}", color=ORANGE, marker="s", label="linear model")
+    axes.set(xlabel="labelled training rows", ylabel="share of test rows right", title="Accuracy by labelled rows")
+    axes.legend(loc="lower right", fontsize=SMALL)
+    return figure
+
+
+def _plot_ranges(axes, values: dict[float, list[float]], form: str, **look) -> None:
+    """Mean and range of the values at each place of a logarithmic axis, which is named there in `form`."""
+    axes.plot(list(values), [np.mean(each) for each in values.values()], **look)
+    ends = ([end(each) for each in values.values()] for end in (min, max))
+    axes.vlines(list(values), *ends, color=look["color"])
+    axes.set_xscale("log")
+    axes.set_xticks(list(values), map(form.format, values))
+    axes.minorticks_off()

@@ -30,7 +30,7 @@ from ..model import lora_norms
 from ..records import committed_runs, read_evidence, read_record, write_evidence, write_record
 from ..training.run import train
 from . import study
-from .plots import draw_studies, draw_throughput
+from .plots import draw_label_counts, draw_learning_rates, draw_studies, draw_throughput
 
 logger = logging.getLogger(__name__)
 
@@ -147,11 +147,16 @@ def time_notebook() -> dict:
 def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     """Every figure of the committed runs and of the evidence; returns the files."""
     runs = [path for files in draw_figures(committed_runs(), output_dir).values() for path in files.values()]
-    evidence, files = read_evidence(), [Path(output_dir) / name for name in ("throughput.png", "studies.png")]
+    evidence = read_evidence()
     machine, latest = evidence["bench"]["environment"], evidence["rivals"]["environment"]
     source = f"evidence bench, {machine['processor']}, {machine['cores']} cores"
-    save(draw_throughput(evidence["bench"]), files[0], source, machine)
-    save(draw_studies(evidence), files[1], "evidence", latest)
+    drawn = {"throughput": (draw_throughput(evidence["bench"]), source, machine)}
+    drawn["studies"] = draw_studies(evidence), "evidence", latest
+    for part, draw_part in (("learning-rates", draw_learning_rates), ("label-counts", draw_label_counts)):
+        drawn[part] = draw_part(evidence), f"evidence {part}", evidence[part]["environment"]
+    files = [Path(output_dir) / f"{name}.png" for name in drawn]
+    for file, (figure, origin, facts) in zip(files, drawn.values(), strict=True):
+        save(figure, file, origin, facts)
     return [draw_roberta_base(output_dir), *runs, *files]
 
 
