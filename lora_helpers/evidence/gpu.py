@@ -97,7 +97,7 @@ def time_batch_sizes(sizes: Sequence[int] = SIZES, batches: int = MEASURED, *, c
         for bfloat16, size in product((True, False), sizes):
             plan = plan_epoch("ours", lengths, batches, size)
             inputs = [make_inputs(*each, model) for each in zip(plan.lengths, plan.widths, strict=True)]
-            for each in inputs:  # to warm up on every shape, for which cuDNN plans its attention anew
+            for each in inputs:  # to warm up: in bfloat16 the first step of every shape is many times as slow
                 step(each, bfloat16=bfloat16)
             peak = watch_peak_memory(gpu=True)
             seconds = sum(step(each, bfloat16=bfloat16) for each in inputs)
