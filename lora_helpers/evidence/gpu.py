@@ -6,6 +6,7 @@ For speed roberta-base's shape and tokenizer are enough (ROBERTA_BASE_DIR): its 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -21,8 +22,9 @@ from ..files.manifests import hash_file
 from ..files.places import CHECKPOINTS, ROBERTA_BASE, RUNS
 from ..inference import Classifier
 from ..training.run import train
-from .training_speed import SAMPLED, make_step
-from .workload import BATCH, make_inputs, make_model, plan_epoch, sample_lengths
+from .study import resume_into
+from .training_speed import SAMPLED, make_step, take_steps
+from .workload import BATCH, make_model, plan_epoch, sample_lengths
 
 SIZES = (16, 32, 64, 128, 256, 512)  # rows of a batch
 MEASURED = 12  # batches of each
@@ -45,13 +47,13 @@ def repeat_runs(profile: str = "mini") -> dict:
     """A profile trained twice, and once more from its last checkpoint but one: whether all three end in the same bits, and
     if not, the largest difference of a trained weight."""
     config = get_profile(profile)
-    first = RUNS / f"gpu-{profile}-first"
+    first, repeated, resumed = (RUNS / f"gpu-{profile}-{name}" for name in ("first", "repeated", "resumed"))
     record = train(config, first, resume=True)
+    train(config, repeated, resume=True)
     start, end = list_checkpoints(first)[-2:]
+    resume_into(resumed, config, start)
     found = {"profile": profile, "arithmetic": record["arithmetic"], "resumed_at": step_of(start)}
-    for name, beginning in (("repeated", {}), ("resumed", {"resume_from": start})):
-        folder = RUNS / f"gpu-{profile}-{name}"
-        train(config, folder, **({"resume": True} if list_checkpoints(folder) else beginning))
+    for name, folder in (("repeated", repeated), ("resumed", resumed)):
         files = [each / WEIGHTS for each in (end, list_checkpoints(folder)[-1])]
         wanted, got = map(load_file, files)
         difference = max((wanted[key] - got[key]).abs().max().item() for key in wanted)
@@ -77,10 +79,8 @@ def time_course(steps: int = 200) -> dict:
     config = get_profile("original")
     model = make_model(full_size_shape(ROBERTA_BASE), config)
     plan = plan_epoch("original", sample_lengths(SAMPLED, longest=config.max_length), steps)
-    inputs = (make_inputs(*each, model) for each in zip(plan.lengths, plan.widths, strict=True))
-    step, peak = make_step(model, config), watch_peak_memory(gpu=True)
-    step(make_inputs(plan.lengths[0], plan.widths[0], model))  # to warm up
-    seconds = sum(map(step, inputs))
+    peak = watch_peak_memory(gpu=True)
+    seconds = sum(take_steps(make_step(model, config), plan, model))
     speed = {"examples_per_second": steps * BATCH / seconds, "seconds_of_a_run": seconds / steps * config.max_steps}
     return {"steps": steps, **speed, "padding": plan.width / plan.length, "peak_memory_mib": peak()}
 
@@ -95,12 +95,10 @@ def time_batch_sizes(sizes: Sequence[int] = SIZES, batches: int = MEASURED, *, c
     with compute_first_token_alone(model.base_model.model):
         step = make_step(torch.compile(model, dynamic=True) if compiled else model, config)
         for bfloat16, size in product((True, False), sizes):
-            plan = plan_epoch("ours", lengths, batches, size)
-            inputs = [make_inputs(*each, model) for each in zip(plan.lengths, plan.widths, strict=True)]
-            for each in inputs:  # to warm up: in bfloat16 the first step of every shape is many times as slow
-                step(each, bfloat16=bfloat16)
+            take = partial(take_steps, step, plan_epoch("ours", lengths, batches, size), model, bfloat16=bfloat16)
+            take()  # to warm up: in bfloat16 the first step of every shape is many times as slow
             peak = watch_peak_memory(gpu=True)
-            seconds = sum(step(each, bfloat16=bfloat16) for each in inputs)
+            seconds = sum(take())
             speed = {"examples_per_second": size * batches / seconds, "peak_memory_mib": peak()}
             rows.append({"batch_size": size, "arithmetic": "bfloat16" if bfloat16 else "float32"} | speed)
     return {"rows": rows}

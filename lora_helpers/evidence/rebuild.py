@@ -28,7 +28,6 @@ from ..files.places import CHECKPOINTS, REPOSITORY, RUNS
 from ..inference import Classifier, evaluate_classifier
 from ..model import lora_norms
 from ..records import committed_runs, read_evidence, read_record, write_evidence, write_record
-from ..training.run import train
 from . import study
 from .plots import draw_label_counts, draw_learning_rates, draw_studies, draw_throughput
 
@@ -88,7 +87,7 @@ def score_again() -> None:
 def resume_again(profile: str) -> dict:
     """A committed run, gone on with from its last checkpoint but one: whether it ends in the same weights, bit by bit."""
     (*_, start, end), again = list_checkpoints(CHECKPOINTS / profile), RUNS / f"resumed-{profile}"
-    train(get_profile(profile), again, **({"resume": True} if list_checkpoints(again) else {"resume_from": start}))
+    study.resume_into(again, get_profile(profile), start)
     weights = (folder / WEIGHTS for folder in (end, list_checkpoints(again)[-1]))
     return {"profile": profile, "resumed_at": step_of(start), "same_bits": len({*map(hash_file, weights)}) == 1}
 
@@ -154,9 +153,9 @@ def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     drawn["studies"] = draw_studies(evidence), "evidence", latest
     for part, draw_part in (("learning-rates", draw_learning_rates), ("label-counts", draw_label_counts)):
         drawn[part] = draw_part(evidence), f"evidence {part}", evidence[part]["environment"]
-    files = [Path(output_dir) / f"{name}.png" for name in drawn]
-    for file, (figure, origin, facts) in zip(files, drawn.values(), strict=True):
-        save(figure, file, origin, facts)
+    files = {Path(output_dir) / f"{name}.png": each for name, each in drawn.items()}
+    for file, (figure, *about) in files.items():
+        save(figure, file, *about)
     return [draw_roberta_base(output_dir), *runs, *files]
 
 
@@ -182,15 +181,6 @@ def _replace(target: Path, fresh: Path, card: str = "") -> None:
 def _load_and_run(module: str, function: str, *arguments, **named):
     """For modules that load the training stack, or scikit-learn: not before they are needed."""
     return getattr(import_module(f".{module}", __package__), function)(*arguments, **named)
-
-
-def _measure_full_size() -> dict:
-    """Evaluated at the end, as in `study.run_study`, which shares the runs of LoRA."""
-    from .rivals import RATES_AT_FULL_SIZE, RIVALS, measure_rivals
-
-    ends = dict.fromkeys(("eval_steps", "save_steps"), get_profile("mpnet-base").max_steps)
-    named = {"rates": RATES_AT_FULL_SIZE, "with_probes": False}
-    return measure_rivals("mpnet-base", dict.fromkeys(RIVALS, study.SEEDS), **named, **ends)
 
 
 PARTS = {
@@ -229,7 +219,7 @@ PARTS = {
     "gpu-batches": partial(_load_and_run, "gpu", "time_batch_sizes"),
     "gpu-compiled": partial(_load_and_run, "gpu", "time_batch_sizes", compiled=True),
     "mpnet-studies": partial(study.run_study, study.AT_FULL_SIZE, profile="mpnet-base", seeds=study.SEEDS),
-    "mpnet-rivals-seeds": _measure_full_size,
+    "mpnet-rivals-seeds": partial(_load_and_run, "rivals", "measure_full_size"),
     "figures": draw,
 }
 # Run when asked for by name: hours, what changes committed runs, or what takes a GPU.

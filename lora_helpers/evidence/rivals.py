@@ -93,6 +93,13 @@ def measure_rivals(
     return found | {"arms": {arm: compared[arm] | {"runs": runs} for arm, runs in arms.items()}}
 
 
+def measure_full_size(profile: str = "mpnet-base") -> dict:
+    """Three seeds of each arm, evaluated at the end, as in `study.run_study`, which shares the runs of LoRA."""
+    ends = dict.fromkeys(("eval_steps", "save_steps"), get_profile(profile).max_steps)
+    arms = dict.fromkeys(RIVALS, SEEDS)
+    return measure_rivals(profile, arms, rates=RATES_AT_FULL_SIZE, with_probes=False, **ends)
+
+
 def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 2000, 8000, 32_000)) -> dict:
     """LoRA with few labels: the profile's steps on `sizes` training rows, drawn anew by each seed and by class, beside a
     linear model that is fitted on the same rows. The latter is chosen on the validation rows, which are labelled too."""
@@ -113,10 +120,8 @@ def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 20
             kept = {key: scores[key] for key in ("accuracy", "predictions")}
             runs.append({"seed": seed, **kept, "linear": linear["all_rows"] | {"chosen": linear["chosen"]}})
         arms = {"LoRA": runs, "linear model": [row["linear"] for row in runs]}
-        compared = compare_arms({arm: [row["accuracy"] for row in rows] for arm, rows in arms.items()})
-        for each in compared.values():
-            each["test_accuracy"] = each.pop("validation_accuracy")  # as `compare_arms` calls what it is given
-        found.append({"rows": size, "runs": runs, "arms": compared})
+        accuracies = {arm: [row["accuracy"] for row in rows] for arm, rows in arms.items()}
+        found.append({"rows": size, "runs": runs, "arms": compare_arms(accuracies, "test_accuracy")})
     return {"profile": profile, "labels": to_digits(test["label"][:]), "sizes": found}
 
 

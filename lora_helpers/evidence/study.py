@@ -60,7 +60,7 @@ def run_study(arms: dict[str, dict], *, profile: str = "mini-agnews", seeds: Seq
     return {"profile": profile, "seeds": list(seeds), "variants": found, "code": code}
 
 
-def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
+def compare_arms(accuracies: dict[str, Sequence[float]], called: str = "validation_accuracy") -> dict[str, dict]:
     """Mean, standard deviation (n - 1) and the mean difference (first arm minus this one, seed by seed) with its 95 %
     interval: Student's t on the paired differences; of one seed the mean alone. `accuracies`: one value a seed, in the
     same order in each arm, of which only the first may have more.
@@ -69,7 +69,7 @@ def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
 
     compared, reference = {}, next(iter(accuracies))
     for arm, values in accuracies.items():
-        compared[arm] = {"validation_accuracy": list(values)} | _mean_and_std(values)
+        compared[arm] = {called: list(values)} | _mean_and_std(values)
         if arm != reference and len(values) > 1:
             differences = np.subtract(accuracies[reference][: len(values)], values)
             low, high = ttest_1samp(differences, 0).confidence_interval()
@@ -116,6 +116,11 @@ def train_and_test(config: RunConfig, folder: Path) -> RunRecord:
         record["test"] = score_on_test(config, folder)
         write_record(folder, record)
     return record
+
+
+def resume_into(folder: Path, config: RunConfig, start: Path) -> None:
+    """Continue the checkpoint `start` into `folder`, or, if that holds checkpoints of it already, their last one."""
+    train(config, folder, **({"resume": True} if list_checkpoints(folder) else {"resume_from": start}))
 
 
 def run_folder(config: RunConfig) -> Path:

@@ -20,7 +20,7 @@ from ..files.places import REPOSITORY, ROBERTA_BASE
 from ..model import longest_input
 from .prediction_speed import measure_prediction
 from .study import compare_arms
-from .workload import BATCH, PIPELINES, make_inputs, make_model, plan_epoch, sample_lengths
+from .workload import BATCH, PIPELINES, Plan, make_inputs, make_model, plan_epoch, sample_lengths
 
 SAMPLED = 79_000  # rows; every pipeline batches the same ones
 FULL = "full-fine-tuning"  # the batches of ours, but every weight of the base is trained and no adapter
@@ -61,10 +61,8 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
             peak = watch_peak_memory(gpu=True)
             first_token_alone = compute_first_token_alone(model.base_model.model) if ours else nullcontext()
             with first_token_alone, train_everything(model) if name == FULL else nullcontext():
-                shapes = list(zip(plan.lengths, plan.widths, strict=True))
-                inputs = (make_inputs(*each, model) for each in [shapes[0], *shapes])
                 # Nothing holds the optimizer beyond its turn, whose memory would count as the next one's.
-                _, *taken = map(partial(make_step(model, config), bfloat16=name.endswith(BFLOAT16)), inputs)
+                taken = take_steps(make_step(model, config), plan, model, bfloat16=name.endswith(BFLOAT16))
             # Time follows the tokens, padding included; those of the few batches are not quite the epoch's mean.
             rates[name].append(BATCH * float(plan.widths.mean() / plan.width / np.mean(taken)))
             peaks[name].append(peak())
@@ -98,6 +96,14 @@ def train_everything(model) -> Iterator[None]:
         yield model.requires_grad_(True)
     for weight, trained in before.items():
         weight.requires_grad_(trained).grad = None
+
+
+def take_steps(step: Callable[..., float], plan: Plan, model, *, bfloat16: bool = False) -> list[float]:
+    """Seconds of a step on each batch of `plan`, after one on the first to warm up; `step` is what `make_step` gives."""
+    shapes = list(zip(plan.lengths, plan.widths, strict=True))
+    inputs = (make_inputs(*each, model) for each in [shapes[0], *shapes])
+    _, *taken = map(partial(step, bfloat16=bfloat16), inputs)
+    return taken
 
 
 def make_step(model, config: RunConfig) -> Callable[..., float]:

@@ -45,7 +45,7 @@ def sample_lengths(count: int, *, longest: int = 512, seed: int = 0) -> np.ndarr
 
 
 def plan_epoch(pipeline: str, lengths: np.ndarray, count: int, size: int = BATCH) -> Plan:
-    """`count` batches of an epoch, of `size` rows each: its batches in `count` equal parts by width, and the middle one of each.
+    """`count` batches of `size` rows: an epoch's batches in `count` equal parts by width, and the middle one of each.
 
     `original` pads blocks of 1,000 rows in file order, then draws at random from all of them, so that a batch is as
     wide as the widest of its 16 blocks; `trainer-default` pads random batches to their longest row; `pad-128` pads
