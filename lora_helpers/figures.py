@@ -84,7 +84,7 @@ def draw_accuracy(record: dict) -> Figure:
     saved = [(int(s), c["validation_accuracy"]) for s, c in record["checkpoints"].items() if c["validation_accuracy"]]
     axes.plot(*zip(*saved, strict=True), ls="", marker="s", ms=8, mfc="none", color=ORANGE, label="saved checkpoint")
     linear = evidence.get("baselines", {}).get(record["profile"], {}).get("chosen", {})
-    rivals = find_rivals(record["profile"], evidence)
+    rivals = find_rivals(record["profile"], evidence)["arms"]
     means = {arm: (found["mean"], len(found["runs"])) for arm, found in rivals.items() if arm != "LoRA"}
     for (arm, (value, seeds)), style in zip(means.items(), (":", "-."), strict=False):
         axes.axhline(value, color=GREEN, ls=style, label=f"{arm}, {seeds} seed{'s' * (seeds > 1)}: {value:.3f}")

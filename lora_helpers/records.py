@@ -77,10 +77,11 @@ def read_evidence() -> dict:
     return json.loads(EVIDENCE.read_text(encoding="utf-8")) if EVIDENCE.is_file() else {}
 
 
-def find_rivals(profile: str, records: dict) -> dict[str, dict]:
-    """What was done with the base of a profile, LoRA among it, by arm; empty where nothing was compared."""
+def find_rivals(profile: str, records: dict) -> dict:
+    """The part of the evidence that compares what was done with the base of a profile: `arms` by name, LoRA first. Of several
+    that with the most seeds; without arms where nothing was compared."""
     parts = (part for part in records.values() if "arms" in part and part["profile"] == profile)
-    return next(parts, {"arms": {}})["arms"]
+    return max(parts, key=lambda part: len(part["arms"]["LoRA"]["runs"]), default={"arms": {}})
 
 
 def write_evidence(part: str, result: dict) -> None:

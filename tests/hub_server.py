@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import SHUT_WR
 from threading import Event, Lock, Thread
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -214,6 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.wfile.write(stream.read(min(BLOCK, end - position)))
         if fault == "cut":
             self.close_connection = True
+            self.connection.shutdown(SHUT_WR)
+            self.rfile.read(1)  # the client hangs up once it has read what was sent; a reset could have lost some of it
 
 
 def _file_entry(folder: Path, name: str) -> dict:

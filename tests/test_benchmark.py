@@ -242,7 +242,7 @@ def test_the_figure_of_labels_shows_every_seed_and_the_runs_on_all_rows():
 
     evidence = {
         "label-counts": {"profile": "mini-agnews", "sizes": [make_size(500, 0.7, 0.8), make_size(2000, 0.8, 0.9)]},
-        "mini-agnews-seeds": {"runs": [{"test_accuracy": 0.91}, {"test_accuracy": 0.93}]},
+        "every-row": {"runs": [{"test_accuracy": 0.91}, {"test_accuracy": 0.93}]},
         "baselines": {"mini-agnews": {"all_rows": {"accuracy": 0.92, "train_rows": 78_878}}},
     }
     axes = plots.draw_label_counts(evidence).axes[0]

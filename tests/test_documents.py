@@ -16,7 +16,7 @@ import lora_helpers
 from lora_helpers.__main__ import main
 from lora_helpers.config import LABELS, PROFILES
 from lora_helpers.errors import CheckFailed
-from lora_helpers.evidence import report
+from lora_helpers.evidence import report, tables
 from lora_helpers.files.places import MINI_NEWS, REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -120,9 +120,9 @@ def test_every_mark_names_a_table_or_a_place_in_a_record():
     for path in DOCUMENTS:
         for mark in report.MARK.finditer(path.read_text(encoding="utf-8")):
             name = mark["name"]
-            if name not in report.TABLES:
+            if name not in tables.TABLES:
                 assert name.partition(".")[0] in {*PARTS, *PROFILES, *records}, f"{path}: {name}"
-                assert report.make_text(records, name, mark["form"]) != report.NO_VALUE, f"{path}: {name}"
+                assert report.make_text(records, name, mark["form"]) != tables.NO_VALUE, f"{path}: {name}"
     assert sum(len(report.MARK.findall(path.read_text(encoding="utf-8"))) for path in DOCUMENTS) > 50
 
 
@@ -156,7 +156,7 @@ def test_how_a_value_of_a_record_is_shown(name, form, text):
 
 
 def results(records) -> dict[str, tuple[str, ...]]:
-    return {row[0]: row[1:] for row in report.make_results(records)}
+    return {row[0]: row[1:] for row in tables.make_results(records)}
 
 
 def made_up(right: int, linear_right: int, rows: int = 1000) -> dict:
@@ -201,9 +201,34 @@ def test_what_is_not_there_says_so_by_itself():
     del records["mini-agnews"]["test"]
     assert results(records)["`mini-agnews`"][0] == "not measured"
     assert {"0.9337", "0.9403", "0.9055"} <= {row[0] for row in results({}).values() if row}
-    for make in report.TABLES.values():
+    for make in tables.TABLES.values():
         assert len(list(make({}))) >= 1  # a head at least
     assert {f"`{name}`" for name in PROFILES} <= set(found)
+
+
+def test_of_two_comparisons_that_with_more_seeds_is_shown():
+    def compared(*accuracies, profile="mpnet-base"):
+        rows = [{"test_accuracy": each, "validation_accuracy": each, "test_predictions": "11"} for each in accuracies]
+        rows = [row | {"learning_rate": 1e-3, "trained_parameters": 10} for row in rows]
+        return {"profile": profile, "labels": {"test": "11"}, "arms": {"LoRA": {"runs": rows}}}
+
+    records = {"mpnet-rivals": compared(0.9), "seeds": compared(0.8, 0.82), "rivals": compared(*[0.7] * 3, profile="x")}
+    assert [row[2] for row in tables.make_rivals("mpnet-base", records)][1:] == ["0.8100 ± 0.0141 (2)"]
+    records["mpnet-base"] = made_up(950, 900)["mini-agnews"]
+    assert results(records)["`mpnet-base`"][2] == "0.8100 ± 0.0141 (2)"
+
+
+def test_the_table_of_labels_ends_with_all_rows_which_are_compared_row_by_row():
+    records = made_up(950, 900)
+    arm = {"mean": 0.85, "std": 0.01}
+    arms = {"LoRA": arm, "linear model": arm | {"difference": 0.044, "interval": [0.024, 0.064]}}
+    records["label-counts"] = {"profile": "mini-agnews", "sizes": [{"rows": 500, "arms": arms}]}
+    records["every-row"] = {"test_mean": 0.94, "test_std": 0.002}
+    records["every-row"]["runs"] = [{"test_predictions": "1" * 930 + "0" * 70}, {"test_predictions": "0" * 1000}]
+    head, *rows = tables.make_label_counts(records)
+    assert rows[0] == ("500", "85.0 ± 1.0", "85.0 ± 1.0", "+4.4 (+2.4 to +6.4)")
+    assert rows[1][:3] == ("5,000", "94.0 ± 0.2", "90.0") and rows[1][3].startswith("ahead: +3.0 (")
+    assert len(head) == 4 and len(rows) == 2
 
 
 # --- commands and snippets

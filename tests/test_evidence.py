@@ -16,8 +16,9 @@ from lora_helpers import bases, checkpoints, records
 from lora_helpers.config import AG_NEWS, PROFILES, ROBERTA_BASE, get_profile
 from lora_helpers.data import load_split
 from lora_helpers.errors import CheckFailed
-from lora_helpers.evidence import rebuild, report, study
+from lora_helpers.evidence import rebuild, report, study, tables
 from lora_helpers.files.manifests import read_manifest
+from lora_helpers.files.places import CHECKPOINTS
 from lora_helpers.training.run import train
 
 FEW = {
@@ -100,7 +101,7 @@ def test_a_first_run_is_stopped_goes_on_and_becomes_the_committed_one(
     assert "**Resuming** takes checkpoint-20.\n" in card and "{" not in card
     known = {profile: record | {"last": records.validation_rows(record)[-1]}}
     shown = [report.make_text(known, mark["name"], mark["form"]) for mark in report.MARK.finditer(card)]
-    assert f"{record['test']['accuracy']:.4f}" in shown and not {report.NO_RECORD, report.NO_VALUE} & set(shown)
+    assert f"{record['test']['accuracy']:.4f}" in shown and not {tables.NO_RECORD, tables.NO_VALUE} & set(shown)
 
 
 def test_it_is_said_whether_a_committed_run_ends_in_the_same_bits_when_it_goes_on(
@@ -230,6 +231,25 @@ def test_seeds_have_a_mean_and_a_standard_deviation_on_either_split(monkeypatch)
         **{"test_mean": pytest.approx(0.82), "test_std": pytest.approx(0.02 * 2**0.5)},
         **{"validation_mean": pytest.approx(0.8), "validation_std": pytest.approx(0.1 * 2**0.5)},
     }
+
+
+def test_every_row_is_seen_once_and_the_profile_itself_read_from_its_record(monkeypatch):
+    config, asked = get_profile("mini-agnews"), []
+
+    def fake_seeds(profile, seeds, **fields):
+        asked.append(get_profile(profile, **fields))
+        return [{"test_accuracy": 0.9, "validation_accuracy": 0.92 + seed / 1000} for seed in seeds]
+
+    known = [{"validation_accuracy": 0.91 + seed / 1000, "test_accuracy": 0.8} for seed in (1, 2, 3)]
+    monkeypatch.setattr(study, "run_seeds", fake_seeds)
+    monkeypatch.setattr(study, "read_evidence", lambda: {"mini-agnews-seeds": {"runs": known}})
+    found = study.see_every_row(seeds=(1, 2, 3))
+    changed = {"batch_size": (32, 16), "eval_steps": (2400, 100), "save_steps": (2400, 500)}
+    assert [each.differences(config.to_dict()) for each in asked] == [changed]
+    rows = records.read_record(CHECKPOINTS / "mini-agnews")["data"]["rows"]["train"]
+    assert rows - 100 < asked[0].max_steps * asked[0].batch_size <= rows
+    assert found["variants"]["half of the rows"]["difference"] == pytest.approx(0.01)
+    assert found["test_mean"] == pytest.approx(0.9) and len(found["runs"]) == 3
 
 
 def test_scoring_again_changes_the_test_scores_of_a_record_and_nothing_else(tiny_run, tmp_path, monkeypatch):

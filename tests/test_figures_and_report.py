@@ -93,7 +93,7 @@ def test_accuracies_of_runs_share_an_axis_and_stand_beside_simpler_models_of_the
     evidence = {
         "mini-agnews-seeds": {"runs": curves},
         "baselines": {"mini-agnews": {"chosen": {"validation_accuracy": 0.9123}}, "mini": {}},
-        "rivals": {"profile": "mini-agnews", "arms": {"LoRA": {"mean": 0.9}} | RIVALS},
+        "rivals": {"profile": "mini-agnews", "arms": {"LoRA": {"mean": 0.9, "runs": []}} | RIVALS},
     }
     monkeypatch.setattr(figures, "read_evidence", lambda: evidence)
     figure = figures.draw_accuracy(record)

@@ -67,7 +67,7 @@ def draw_label_counts(evidence: dict) -> Figure:
     lora = {size["rows"]: [run["accuracy"] for run in size["runs"]] for size in study["sizes"]}
     linear = {size["rows"]: [run["linear"]["accuracy"] for run in size["runs"]] for size in study["sizes"]}
     whole = evidence["baselines"][study["profile"]]["all_rows"]
-    lora[whole["train_rows"]] = [run["test_accuracy"] for run in evidence[f"{study['profile']}-seeds"]["runs"]]
+    lora[whole["train_rows"]] = [run["test_accuracy"] for run in evidence["every-row"]["runs"]]
     linear[whole["train_rows"]] = [whole["accuracy"]]
     _plot_ranges(axes, lora, "{:,}", color=BLUE, marker="o", label="LoRA")
     _plot_ranges(axes, linear, "{:,}", color=ORANGE, marker="s", label="linear model")

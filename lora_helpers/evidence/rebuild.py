@@ -190,7 +190,7 @@ PARTS = {
     "test-scores": score_again,
     "mini-seeds": partial(study.repeat_seeds, "mini"),
     "mini-agnews-seeds": partial(study.repeat_seeds, "mini-agnews", study.MORE_SEEDS),
-    "mini-agnews-every-row": partial(study.repeat_seeds, "mini-agnews", study.MORE_SEEDS, **study.EVERY_ROW),
+    "every-row": study.see_every_row,
     "mpnet-rates": study.choose_rate,
     "mpnet-resumed": partial(resume_again, "mpnet-base"),
     "ablations": partial(study.run_study, study.ABLATIONS),
@@ -226,5 +226,5 @@ PARTS = {
 # Run when asked for by name: hours, what changes committed runs, or what takes a GPU.
 OF_MPNET = ("mpnet-rates", "mpnet-resumed", "mpnet-rivals", "mpnet-int8")
 ON_GPU = (*(part for part in PARTS if part.startswith("gpu-")), "mpnet-rivals-seeds", "mpnet-studies")
-HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", "mini-agnews-every-row", *OF_MPNET)
+HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", "every-row", *OF_MPNET)
 NAMED_ALONE = ("base", "rows", "test-scores", *HOURS, *ON_GPU)

@@ -17,7 +17,7 @@ from ..data import load_split
 from ..environment import code_mark, environment
 from ..files.places import CHECKPOINTS, RUNS
 from ..inference import Classifier, evaluate_classifier
-from ..records import RunRecord, read_record, validation_rows, write_record
+from ..records import RunRecord, read_evidence, read_record, validation_rows, write_record
 from ..training.run import train
 
 SEEDS, MORE_SEEDS = (42, 43, 44), (42, 43, 44, 45, 46)
@@ -46,7 +46,6 @@ AT_FULL_SIZE = {  # of `mpnet-base`
     "on query and value at rank 1": {"lora_targets": ("q", "v"), "lora_rank": 1, "lora_alpha": 2.0},
 }
 BASES = {"pretrained": {}, "random": {"random_base": True}}  # what rests on the pretraining
-EVERY_ROW = {"batch_size": 32, "eval_steps": 2400, "save_steps": 2400}  # `mini-agnews` sees its 76,878 once, not half
 LEARNING_RATES = {"2e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "4e-3", "8e-3")}
 
 
@@ -95,6 +94,16 @@ def run_seeds(profile: str, seeds: Sequence[int], **fields) -> list[dict]:
         scores = {f"test_{key}": record["test"][key] for key in ("accuracy", "interval", "predictions")}
         rows.append(_describe(record) | scores)
     return rows
+
+
+def see_every_row(profile: str = "mini-agnews", batch_size: int = 32, seeds: Sequence[int] = MORE_SEEDS) -> dict:
+    """The profile with twice the rows a batch, so that its steps see every training row once and not half of them; beside
+    the profile itself, by seed, as `repeat_seeds` recorded it."""
+    ends = dict.fromkeys(("eval_steps", "save_steps"), get_profile(profile).max_steps)
+    found = repeat_seeds(profile, seeds, batch_size=batch_size, **ends)
+    arms = {"every row once": found["runs"], "half of the rows": read_evidence()[f"{profile}-seeds"]["runs"]}
+    accuracies = {arm: [row["validation_accuracy"] for row in rows] for arm, rows in arms.items()}
+    return {"profile": profile, "variants": compare_arms(accuracies)} | found
 
 
 def choose_rate(profile: str = "mpnet-base", steps: int = 300) -> dict:

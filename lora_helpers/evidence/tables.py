@@ -1,0 +1,205 @@
+"""The tables of the documents, and how a number is written there: from the committed records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from statistics import mean, stdev
+
+from ..config import BUNDLED, PROFILES, get_profile
+from ..evaluation import accuracy_interval, compare, from_digits
+from ..records import find_rivals
+
+NO_RECORD, NO_VALUE = "not run yet", "not measured"
+ROBERTA_BASE, BASE = "roberta-base", "roberta-mini"  # the two shapes of the benchmark; the second is the bundled base
+FORMS: dict[str, Callable] = {
+    "minutes": lambda seconds: f"{seconds / 60:.1f}",
+    "GiB": lambda mib: f"{mib / 1024:.1f}",
+    "points": lambda share: f"{100 * share:+.1f}",
+    "millions": lambda count: f"{count / 1e6:,.1f}",  # also bytes as MB
+}
+# Not measured by this project: model, accuracy, test rows, trained parameters, labelled rows. README has the sources.
+PUBLISHED = (
+    ("*published:* roberta-base, LoRA at rank 1 on query and value ¹", 0.9337, 7600, "630,532", "120,000"),
+    ("*published:* the same, at its end ¹", 0.9403, 7600, "630,532", "120,000"),
+    ("*reported:* roberta-base, recipe of `original` ²", 0.9055, 4000, "630,532", "38,400"),
+)
+
+
+def find_value(records: dict, name: str, form: str | None = None) -> str:
+    """The number at `name` in the records, keys joined by dots, as a document shows it."""
+    record, *keys = name.split(".")
+    if not records.get(record):
+        return NO_RECORD
+    value = records[record]
+    for key in keys:
+        try:
+            value = value[int(key) if isinstance(value, list) else key]
+        except (KeyError, IndexError):
+            return NO_VALUE
+    return NO_VALUE if value is None else _format(value, form)
+
+
+def _format(value, form: str | None) -> str:
+    if isinstance(value, list):
+        return " to ".join(_format(end, form) for end in value)
+    if form in FORMS:
+        return FORMS[form](value)
+    return format(value, form or {int: ",", float: ".4f"}.get(type(value), ""))
+
+
+def make_results(records: dict) -> Iterable[tuple[str, ...]]:
+    """Every model on its test split, by data set: ours, linear ones, and figures published by others."""
+    head = "model", "accuracy", "95 % interval", "over seeds", "trained parameters", "labelled rows"
+    yield *head, "minus linear, all rows", "minus linear, same rows"
+    for bundled, title in ((True, "bundled corpus"), (False, "AG News")):
+        profiles = [name for name in PROFILES if (get_profile(name).dataset == BUNDLED) == bundled]
+        yield (f"**{title}**, {find_value(records, f'{profiles[0]}.test.examples')} test rows",)
+        for name in profiles:
+            yield _describe_run(name, records)
+            yield from _describe_rivals(name, records)
+        yield from _describe_linear_models(profiles, records)
+    for title, accuracy, rows, *sizes in PUBLISHED:
+        yield title, f"{accuracy:.4f}", _interval_of(accuracy, rows), "", *sizes
+
+
+def _describe_run(name: str, records: dict) -> tuple[str, ...]:
+    accuracy = find_value(records, f"{name}.test.accuracy")
+    if name not in records:
+        return f"`{name}`", accuracy
+    run, compared = records[name], find_rivals(name, records)["arms"]
+    seeds = compared.get("LoRA", records.get(f"{name}-seeds", {})).get("runs", ())
+    interval = _interval(*run["test"]["interval"]) if "test" in run else NO_VALUE
+    seen = min(run["data"]["rows"]["train"], run["last"]["step"] * run["config"]["batch_size"])
+    spread = _spread(seeds, "test_accuracy") if len(seeds) > 1 else ""
+    paired = _beside_linear(records, name, run.get("test", {}).get("predictions"))
+    return f"`{name}`", accuracy, interval, spread, f"{run['parameters']['trainable']:,}", f"{seen:,}", *paired
+
+
+def _describe_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
+    """What else was done with the base of a profile, on the same rows and steps: of each the run of the first seed."""
+    for arm, found in find_rivals(profile, records)["arms"].items():
+        if arm != "LoRA":
+            run = found["runs"][0]
+            spread = _spread(found["runs"], "test_accuracy") if len(found["runs"]) > 1 else ""
+            seen = f"{records['baselines'][profile]['rows_seen']['train_rows']:,}"
+            paired = _beside_linear(records, profile, run["test_predictions"])
+            sizes = f"{run['trained_parameters']:,}", seen
+            interval = _interval_of(run["test_accuracy"], len(run["test_predictions"]))
+            yield f"its base, {arm}", f"{run['test_accuracy']:.4f}", interval, spread, *sizes, *paired
+
+
+def _interval_of(accuracy: float, rows: int) -> str:
+    return _interval(*accuracy_interval(round(accuracy * rows), rows))
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.3f}–{high:.3f}"
+
+
+def _spread(runs: list[dict], key: str) -> str:
+    values = [run[key] for run in runs]
+    return f"{mean(values):.4f} ± {stdev(values):.4f} ({len(values)})" if len(values) > 1 else f"{values[0]:.4f} (1)"
+
+
+def _beside_linear(records: dict, profile: str, predictions: str | None) -> list[str]:
+    """Predictions on a profile's test rows beside the linear model's that was fitted on all rows, and on the rows seen."""
+    linear = records.get("baselines", {}).get(profile, {})
+    fits = (linear.get(rows, {}).get("predictions") for rows in ("all_rows", "rows_seen"))
+    return [_compare(predictions, fit, linear.get("labels")) for fit in fits]
+
+
+def _compare(*by_row: str | None) -> str:
+    """The difference of accuracy, in points, between two models, paired row by row: a digit a row of each, and the labels."""
+    if not all(by_row):
+        return "no paired test yet"
+    found = compare(*map(from_digits, by_row))
+    return f"{found['verdict']}: {_points(found)}"
+
+
+def _points(found: dict, decimals: int = 1) -> str:
+    middle, low, high = (f"{100 * value:+.{decimals}f}" for value in (found["difference"], *found["interval"]))
+    return f"{middle} ({low} to {high})"
+
+
+def _describe_linear_models(profiles: list[str], records: dict) -> Iterable[tuple[str, ...]]:
+    fits, baselines = {}, records.get("baselines", {})
+    for name, linear in ((name, baselines[name]) for name in profiles if name in baselines):
+        chosen, everything = linear["chosen"], linear["all_rows"]
+        title = f"TF-IDF of {chosen['features']}, {chosen['model']}"
+        fits = fits or {title: everything}  # profiles with the same data share it
+        if name in records and "rows_seen" in linear and linear["rows_seen"]["train_rows"] < everything["train_rows"]:
+            fits[f"the same, on the rows of `{name}`"] = linear["rows_seen"]
+    for title, fit in fits.items():
+        yield title, f"{fit['accuracy']:.4f}", _interval(*fit["interval"]), "", "", f"{fit['train_rows']:,}"
+
+
+def make_training_speed(records: dict) -> Iterable[tuple[str, ...]]:
+    """Steps of every pipeline, for both shapes."""
+    memory_and_padding = "peak memory, GiB", "processed / real tokens"
+    yield "pipeline", "roberta-base, examples/s", *memory_and_padding, "bundled base, examples/s"
+    rows = records.get("bench", {}).get("rows", [])
+    small = {row["pipeline"]: f"{row['examples_per_second']:.0f}" for row in rows if row["model"] == BASE}
+    for row in (row for row in rows if row["model"] == ROBERTA_BASE):
+        name, rate, memory = row["pipeline"], f"{row['examples_per_second']:.2f}", row["peak_memory_mib"]
+        memory = FORMS["GiB"](memory) if memory else NO_VALUE  # Linux alone can
+        yield f"`{name}`", rate, memory, f"{row['padding']:.2f}", small[name]
+
+
+def make_prediction_speed(records: dict) -> Iterable[tuple[str, ...]]:
+    """Rows a second of every way to predict, for both shapes."""
+    yield "way to predict", "roberta-base, rows/s", "bundled base, rows/s"
+    ways = records.get("bench", {}).get("prediction", {ROBERTA_BASE: {}})
+    for name in ways[ROBERTA_BASE]:
+        yield f"`{name}`", *(f"{ways[model][name]['rows_per_second']:.1f}" for model in (ROBERTA_BASE, BASE))
+
+
+def make_study(part: str, records: dict) -> Iterable[tuple[str, ...]]:
+    """Arms of a study: accuracy on validation rows in %, and how far the first arm is ahead of each, paired by seed."""
+    arms = records.get(part, {}).get("variants", {})
+    yield "arm", "mean ± standard deviation", f"`{next(iter(arms), 'ours')}` minus it (95 % interval)"
+    for name, arm in arms.items():
+        ahead = _points(arm, 2) if "difference" in arm else ""
+        yield f"`{name}`", f"{100 * arm['mean']:.2f} ± {100 * arm['std']:.2f}", ahead
+
+
+def make_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
+    """What LoRA adds to the head alone and lacks of full fine-tuning: means over seeds, and row by row at the first seed."""
+    head = "trained", "learning rate", "validation accuracy", "test accuracy"
+    yield *head, "weights of a checkpoint, MB", "LoRA minus it, on test rows"
+    rivals = find_rivals(profile, records)
+    for arm, found in rivals["arms"].items():
+        first, ours = found["runs"][0], rivals["arms"]["LoRA"]["runs"][0]
+        by_row = ours["test_predictions"], first["test_predictions"], rivals["labels"]["test"]
+        means = (_spread(found["runs"], f"{part}_accuracy") for part in ("validation", "test"))
+        size, paired = f"{4 * first['trained_parameters'] / 1e6:.1f}", "" if arm == "LoRA" else _compare(*by_row)
+        yield arm, f"{first['learning_rate']:g}", *means, size, paired
+
+
+def make_label_counts(records: dict) -> Iterable[tuple[str, ...]]:
+    """LoRA beside a linear model by the number of labelled rows: test accuracy in %, and points between them, paired by seed;
+    on all rows, where the linear model has no seed, row by row at LoRA's first."""
+    yield "labelled rows", "LoRA", "linear model", "LoRA minus it (95 % interval)"
+    study, all_rows = records.get("label-counts", {"sizes": []}), records.get("every-row")
+    for size in study["sizes"]:
+        both = (f"{100 * arm['mean']:.1f} ± {100 * arm['std']:.1f}" for arm in size["arms"].values())
+        yield f"{size['rows']:,}", *both, _points(size["arms"]["linear model"])
+    if all_rows:
+        profile, ours = study["profile"], f"{100 * all_rows['test_mean']:.1f} ± {100 * all_rows['test_std']:.1f}"
+        linear = records["baselines"][profile]["all_rows"]
+        paired = _beside_linear(records, profile, all_rows["runs"][0]["test_predictions"])[0]
+        yield f"{linear['train_rows']:,}", ours, f"{100 * linear['accuracy']:.1f}", paired
+
+
+TABLES: dict[str, Callable[[dict], Iterable[tuple[str, ...]]]] = {
+    "results-table": make_results,
+    "training-speed-table": make_training_speed,
+    "prediction-speed-table": make_prediction_speed,
+    **{
+        f"{part}-table": partial(make_study, part)
+        for part in ("ablations", "places", "ranks", "learning-rates", "every-row")
+    },
+    "label-counts-table": make_label_counts,
+    "rivals-table": partial(make_rivals, "mini-agnews"),
+    "mpnet-rivals-table": partial(make_rivals, "mpnet-base"),
+}
