@@ -20,9 +20,9 @@ def in_notebook() -> bool:
 
 
 def quiet() -> None:
-    """Leave the reader our messages and one progress bar. Call before transformers is imported.
+    """Show only our messages and one progress bar. Call before transformers is imported.
 
-    Hidden are the libraries' own bars and remarks about their next versions; errors still show.
+    Hides the libraries' own bars and their warnings about future versions; errors still show.
     """
     stream = sys.stdout if in_notebook() else sys.stderr
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=stream)
@@ -35,8 +35,8 @@ def quiet() -> None:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Load without the libraries' remarks, to which a head that the adapter brings is missing; and without the garbage
-    collector, which would walk through all that they bring again and again, a third of the time to a first answer."""
+    """Silence the libraries, which would call the head missing although the adapter brings it, and pause the garbage
+    collector, whose repeated scans of everything they import take a third of the time to a first answer."""
     first = "peft" not in sys.modules and gc.isenabled()
     if first:
         gc.disable()
@@ -56,7 +56,7 @@ def loading() -> Iterator[None]:
 
 
 def _keep_to_one_thread() -> None:
-    """In a forked child, which inherits pools of threads without their threads; whoever waits for one hangs."""
+    """For a forked child: it inherits thread pools without their threads, and would hang waiting for one."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)

@@ -29,12 +29,12 @@ JSON = {"--json": {"dest": "json_file", "type": _new_file, "metavar": "FILE", "h
     "profile": {"metavar": "PROFILE", "help": ", ".join(PROFILES)},
     "--output-dir": {"type": Path, "metavar": "DIR", "help": "default: the next free checkpoints/runs/PROFILE-N"},
     "--resume": {"action": "store_true", "help": "continue the newest whole checkpoint of --output-dir"},
-    "--resume-from": {"type": Path, "metavar": "CHECKPOINT", "help": "continue it into a new folder"},
+    "--resume-from": {"type": Path, "metavar": "CHECKPOINT", "help": "continue this one in a new or empty folder"},
     "--warm-start": {"type": Path, "metavar": "CHECKPOINT", "help": "begin a new run with its weights alone"},
     "--allow-other-data": {"action": "store_true", "help": "resume although the data differ"},
 }, defaults=lambda words: next((PROFILES[word] for word in words if word in PROFILES), RunConfig()))  # fmt: skip
 def train(profile, output_dir, allow_other_data, resume, resume_from, warm_start, **fields) -> None:
-    """Fine-tune a profile. On two CPU cores mini takes about a minute, mini-agnews some; the others want a GPU."""
+    """Fine-tune a profile. On two CPU cores mini takes about a minute, mini-agnews several; the others want a GPU."""
     config = get_profile(profile, **fields)
     if sum(map(bool, (resume, resume_from, warm_start))) > 1:
         raise InputError("--resume, --resume-from and --warm-start: give one of them")
@@ -74,17 +74,17 @@ def evaluate(checkpoint, data, split, json_file) -> None:
 
 
 @command('checkpoints/mini-agnews/checkpoint-2400 "Oil prices rise as stocks fall"', CHECKPOINT | {
-    "texts": {"nargs": "*", "metavar": "TEXT", "help": "what to label; - reads a text a line from standard input"},
+    "texts": {"nargs": "*", "metavar": "TEXT", "help": "what to label; - reads one text per line from standard input"},
     "--input": {"type": Path, "metavar": "FILE", "help": "label these texts: .csv, .tsv, .jsonl, .parquet, .txt"},
     "--output": {"type": Path, "metavar": "FILE.csv", "help": "where the labels of --input go, as ID,Label"},
     "--text-column": {"metavar": "NAME[,NAME]", "help": "which columns of --input make the text"},
     "--id-column": {"metavar": "NAME", "help": "the column of --input that becomes ID"},
-    "--json": {"dest": "as_json", "action": "store_true", "help": "print one JSON object a TEXT, a line each"},
-    "--probabilities": {"action": "store_true", "help": "one more column a class; a file gets LabelName too"},
+    "--json": {"dest": "as_json", "action": "store_true", "help": "print one JSON object per TEXT, one per line"},
+    "--probabilities": {"action": "store_true", "help": "add one column per class; in a file, LabelName too"},
     "--precision": {"default": "float32", "choices": PRECISIONS, "help": "default: float32, which alone is exact"},
 })  # fmt: skip
 def predict(checkpoint, texts, input, output, text_column, id_column, as_json, probabilities, precision) -> None:
-    """Label texts, or a file of texts. With the bundled base two CPU cores label some hundred rows a second."""
+    """Label texts, or a file of texts. With the bundled base two CPU cores label a few hundred rows a second."""
     if bool(texts) == bool(input) or bool(input) != bool(output):
         raise InputError("predict: give either texts, or --input FILE with --output FILE.csv")
     if as_json if input else text_column or id_column:
@@ -165,12 +165,12 @@ def verify(checkpoint) -> None:
     found = verify_checkpoint(checkpoint)
     _show_notices(found)
     checksums = f"{found.files} checksums" if found.files else "no checksum to compare"
-    print(f"{checkpoint}: whole; {checksums}, {found.tensors} tensors as they should be")
+    print(f"{checkpoint}: valid; {checksums}, all {found.tensors} tensors as expected")
 
 
 @command("--json bench.json", JSON)
 def bench(json_file) -> None:
-    """Measure training and prediction beside what people use today. Takes minutes of a machine without other work."""
+    """Measure training and prediction beside what people use today. Takes minutes on an otherwise idle machine."""
     import pandas as pd
 
     from .environment import environment
@@ -208,7 +208,7 @@ def pretrain(output_dir, resume, **fields) -> None:
     print(f"{output_dir}: base model and record written; loss on validation text {loss:.3f} nats")
 
 
-@command("mini baselines", {"parts": {"nargs": "*", "metavar": "PART", "help": "default: all of them"}})
+@command("mini baselines", {"parts": {"nargs": "*", "metavar": "PART", "help": "default: committed runs and controls"}})
 def evidence(parts) -> None:
     """Rerun the committed runs, controls and baselines, for maintainers. Takes hours and rewrites checkpoints/."""
     from .evidence.rebuild import rebuild
@@ -218,7 +218,7 @@ def evidence(parts) -> None:
 
 @command("--check", {"--check": {"action": "store_true", "help": "write nothing; exit 1 if a number differs"}})
 def report(check) -> None:
-    """Write the records' numbers into README and model cards, for maintainers."""
+    """Write the records' numbers into README, notebook and model cards, for maintainers."""
     from .evidence.report import update_documents
 
     for path in update_documents(check=check):

@@ -32,7 +32,7 @@ def set_precision(model: torch.nn.Module, precision: str, device: torch.device) 
     """`model`, changed in place, so that it computes in `precision` on `device`."""
     if precision == "bfloat16":
         if not has_fast_bfloat16(device.type):
-            logging.getLogger(__name__).warning("bfloat16 is only imitated by this machine, slowly; float32 is faster")
+            logging.getLogger(__name__).warning("this machine only emulates bfloat16, slowly; float32 is faster")
         return model.to(device, torch.bfloat16)
     model = model.to(device)  # before int8 takes the weights to pieces, which only a CPU can
     if precision == "int8":
@@ -75,7 +75,7 @@ class Int8Linear(torch.nn.Module):
         low, high = inputs.amin(dim=-1, keepdim=True).clamp(max=0), inputs.amax(dim=-1, keepdim=True).clamp(min=0)
         step = ((high - low) / LARGEST_INPUT).clamp(min=1e-12)
         rounded = (inputs * (1 / step)).add_(0.5 - low / step).to(torch.uint8)  # `to` cuts off
-        # Scale and zero of the inputs are applied below; behind the bias: those of the outputs, and what could be done to them.
+        # The inputs' scale and zero point are applied below. After the bias: those of the outputs, their dtype, no post-op.
         product = torch.ops.onednn.qlinear_pointwise(
             rounded, 1.0, 0, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )

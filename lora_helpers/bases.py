@@ -90,10 +90,10 @@ def full_size_shape(name: str) -> PreTrainedConfig:
 
 
 def compute_first_token_alone(model: PreTrainedModel) -> AbstractContextManager:
-    """Behind its last attention, let a RoBERTa or MPNet classifier compute `<s>` alone: its head reads nothing else.
+    """After its last attention, let a RoBERTa or MPNet classifier compute `<s>` alone: its head reads nothing else.
 
     8 or 9 of the last layer's 12 width x width products are done for one token instead of all. Logits and gradients
-    stay the same; `last_hidden_state` has one token. Returned is the hook, which `with` removes at its end.
+    stay the same; `last_hidden_state` has one token. Returns the hook's handle: `with` removes it at its end.
     """
     behind_attention = {"roberta": "output", "mpnet": "LayerNorm"}.get(model.config.model_type)
     if behind_attention is None:

@@ -53,7 +53,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def verify_checkpoint(folder: Path | str, *, fetch: bool = False, control: bool = False) -> Verification:
-    """What `load_checkpoint` finds on its way; `fetch` allows a base that is neither a profile's nor in the cache."""
+    """What `load_checkpoint` finds on its way; `fetch`: also download a base that no profile names."""
     return load_checkpoint(folder, fetch=fetch, control=control)[2]
 
 
@@ -63,8 +63,8 @@ def load_checkpoint(
     """The model of a checkpoint in evaluation mode, float32 on the CPU, its tokenizer and what was verified.
 
     First comes what the folder itself tells: checksums, configuration, tensors. Only then is the base opened, or
-    fetched, and the tensors compared with what PEFT would save for it. A checkpoint on a base of random weights is refused,
-    but as a `control`, by whoever draws these weights anew.
+    fetched, and the tensors compared with what PEFT would save for it. One on a base of random weights is refused
+    unless `control` says that the caller draws these weights again.
 
     Raises: InputError: no checkpoint at `folder`, or its base model is not to be had here. CheckFailed: it is damaged,
         or would load only partly; the message lists what does not fit.
@@ -101,7 +101,7 @@ def _name_base(lora: LoraConfig, notices: list[str]) -> tuple[str, str | None]:
     name = name if find_folder(name) else full_name(name)
     if revision is None and base_folder(name) is None:
         revision = PINNED.get(name)
-        notices.append(f"it names no commit of {name}; used is {revision or 'main, as the Hub or the cache has it'}")
+        notices.append(f"it names no commit of {name}; using {revision or 'main, as the Hub or the cache has it'}")
     return name, revision
 
 
@@ -140,7 +140,7 @@ def _name_checkpoints(folder: Path) -> str:
 
 
 def _verify_base(manifest: dict, name: str, revision: str | None, notices: list[str]) -> None:
-    """The base must be the bytes that the checkpoint was trained on; a folder's tokenizer may be spelt otherwise."""
+    """Refuse a base that is not the one trained on; if only one of them is from the Hub, compare weights alone."""
     wanted, found = manifest["base"], base_identity(name, revision)
     if wanted["sha256"] == found["sha256"]:
         return

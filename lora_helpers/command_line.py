@@ -1,6 +1,6 @@
-"""From what was typed to a call, and from what went wrong to one line and an exit status; `__main__` has the commands.
+"""Parse the command line, call a command of `__main__`, and turn errors into one line and an exit status.
 
-Nothing here loads a library, so that help and a slip of the finger are answered at once.
+Nothing here loads a library, so that help and errors of typing are answered at once.
 """
 
 import argparse

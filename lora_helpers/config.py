@@ -37,7 +37,7 @@ class RunConfig:
     dataset_revision: str | None = _data(
         AG_NEWS_REVISION, "commit", "commit on the Hub; none for a folder", "40 hex digits"
     )
-    committed_rows: bool = _data(False, "flag", "of AG News' training rows only those that the committed runs had")
+    committed_rows: bool = _data(False, "flag", "use only the AG News training rows that the committed runs had")
     validation_size: int = _data(640, "count", "taken from train, unless the data bring their own", "rows")
     stratified: bool = _data(False, "flag", "the validation rows have the class shares of train")
     split_seed: int = _data(42, "seed", "draws the validation rows, the same ones whatever the run's seed")
@@ -66,7 +66,7 @@ class RunConfig:
     adam_epsilon: float = _optimisation(1e-8, "positive", "added to the root of the second moment")
     max_grad_norm: float = _optimisation(1.0, "positive", "gradients are clipped to it", "L2 norm")
     mixed_precision: bool = _optimisation(
-        False, "flag", "bfloat16 autocast on a GPU or CPU that computes it natively; weights stay float32"
+        False, "flag", "bfloat16 autocast where it is faster (a GPU; some CPUs, for a large base); weights stay float32"
     )
     label_smoothing_factor: float = _optimisation(
         0.0, "share", "mass spread over all classes; the validation loss is smoothed too", "probability"
@@ -75,7 +75,7 @@ class RunConfig:
 
     batch_size: int = _batches(16, "count", "of an optimizer step, over all processes", "examples")
     batch_order: str = _batches("random", "batch order", f"{' or '.join(BATCH_ORDERS)}, which pads less")
-    eval_batch_size: int = _batches(64, "count", "of a step of the validation", "examples")
+    eval_batch_size: int = _batches(64, "count", "a validation step, per process; x 4 in bfloat16 on a GPU", "examples")
     eval_steps: int = _batches(100, "count", "between two evaluations, and two rows of the log", "optimizer steps")
     save_steps: int = _batches(500, "count", "between two checkpoints; one more at the end", "optimizer steps")
     report_to: str = _batches("none", "name", 'a tracker that transformers knows, e.g. "tensorboard"')
@@ -94,7 +94,7 @@ class RunConfig:
         return replace(self, base_model=portable_name(self.base_model), dataset=portable_name(self.dataset))
 
     def replace(self, **changes) -> RunConfig:
-        """A copy with `changes`; an unknown field is an `InputError` that names the nearest one."""
+        """A copy with `changes`; a new base or data set gets its pinned commit, or none. InputError: unknown field."""
         names = [field.name for field in fields(self)]
         unknown = [f"unknown field {name!r}{nearest(name, names)}" for name in changes if name not in names]
         if unknown:

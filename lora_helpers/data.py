@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 HUB_ROWS = {"train": 120_000, "test": 7_600}  # Zhang, Zhao, LeCun (NeurIPS 2015), table 1
 WANTED = "{0}.csv, {0}.parquet, or a whole set {0}-00000-of-0000N.parquet"
 INSTEAD = "set AG_NEWS_DIR to a folder with train.csv and test.csv, or use PROFILE=mini"
-COMMITTED_ROWS = CHECKPOINTS / "ag_news_rows.bin"  # marks of the rows that their training and validation rows come from
+COMMITTED_ROWS = CHECKPOINTS / "ag_news_rows.bin"  # `row_marks` of the rows from which the committed runs drew theirs
 MARK_BYTES = 5  # of a SHA-256: among 120,000 rows two share one with a chance of 0.7 %
 
 
@@ -196,7 +196,7 @@ def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Datas
 
     size, stratify = config.validation_size, "label" if config.stratified else None
     if size >= len(train) - config.batch_size:
-        raise InputError(f"validation_size is {size}, but train has only {len(train)} rows")
+        raise InputError(f"validation_size is {size} of {len(train)} rows; more than {config.batch_size} must remain")
     features = Features({"row": Value("int64"), "label": train.features["label"]})
     rows = AtOnce.from_dict({"row": range(len(train)), "label": train["label"][:]}, features=features)
     try:

@@ -161,8 +161,8 @@ def trains_on_gpu() -> bool:
 
 @cache
 def find_cuda_fault() -> str | None:
-    """What the CUDA device that torch sees answers instead of a sum, None if it adds: a card that is older than what torch
-    was built for is seen all the same."""
+    """The error with which the CUDA device that torch sees fails a trial addition, or None: torch also sees a card too
+    old for its build."""
     import torch
 
     try:
@@ -170,7 +170,7 @@ def find_cuda_fault() -> str | None:
         (torch.zeros(1, device=f"cuda:{device}") + 1).item()
     except (RuntimeError, AssertionError) as error:
         fault = first_line(error)
-        logging.getLogger(__name__).warning("the GPU is left alone, for it cannot add (%s): the CPU computes", fault)
+        logging.getLogger(__name__).warning("the GPU is not used: a trial sum failed (%s); the CPU computes", fault)
         return fault
     return None
 
@@ -200,8 +200,8 @@ def peak_memory_mib() -> dict[str, float]:
 
 
 def watch_peak_memory(*, gpu: bool = False) -> Callable[[], float | None]:
-    """Let `peak_memory_mib` begin anew. What is returned gives the process's highest MiB since then, or None where that
-    cannot begin anew (anything but Linux); with `gpu` the GPU's, where there is one."""
+    """Reset the peaks of `peak_memory_mib`. Returns a function for the process's peak in MiB since then, None where it
+    cannot be reset (anything but Linux); with `gpu` the GPU's, where there is one."""
     import torch
 
     gc.collect()

@@ -29,7 +29,7 @@ def export_checkpoint(
     `form` is "merged", "adapter" or "onnx". An adapter names its base as the Hub does: `base_name`, or what the
     checkpoint says; a base that is a folder is copied into `target`/base instead.
 
-    Raises: InputError: unknown form, `target` is there and not empty or cannot be written, or a package is missing.
+    Raises: as `load_checkpoint`; InputError: unknown form, `target` is not empty or not writable, a package is missing.
     """
     checkpoint, target = Path(checkpoint), Path(target).absolute()
     if form not in FORMS:

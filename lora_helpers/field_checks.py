@@ -22,7 +22,7 @@ RANGES = {
     "names": ("one or more names", lambda value: all(isinstance(name, str) and name for name in value)),
     "flag": ("true or false", lambda value: value in (True, False)),
     "count": ("at least 1, below 2**31", lambda value: 1 <= value < 2**31),
-    # Wider than any layer it stands beside, an update of low rank is neither; a slip of the finger would fill the memory.
+    # A rank above any layer's width is no longer low, and a mistyped one would fill the memory.
     "rank": ("1 to 4096", lambda value: 1 <= value <= 4096),
     "length": ("at least 3 (two special tokens and one of text), below 2**31", lambda value: 3 <= value < 2**31),
     "vocabulary": ("at least 261 (256 bytes and 5 special tokens), below 2**31", lambda value: 261 <= value < 2**31),
@@ -79,7 +79,7 @@ def shown(value) -> str:
 
 
 def parse_field(config: type, name: str, text: str):
-    """`text` from the command line as the type of a field; as it is where it does not parse, for the validation to say."""
+    """`text` from the command line as the field's type; unchanged if it does not parse, for the checks to report."""
     try:
         return TYPES[config.__annotations__[name]][2](text)
     except (ValueError, KeyError):

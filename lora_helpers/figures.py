@@ -1,7 +1,7 @@
 """Every figure of a run, from records alone: no model, no data set, nothing random.
 
-Called by `python -m lora_helpers figures` and by the notebook. Each `draw_…` function returns a matplotlib Figure that
-can be read at a width of 400 pixels, or None where the record has too little to show.
+Called by `python -m lora_helpers figures` and by the notebook. Each function in `FIGURES` returns a matplotlib
+Figure that is readable at a width of 400 pixels, or None where the record has too little to show.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ FIGURES = {
 
 
 def to_html(files: dict[str, Path], *kinds: str) -> str:
-    """HTML of those `kinds` that are among `files`, for a notebook; what a `draw_…` function says it draws is read aloud."""
+    """HTML, for a notebook, of those `kinds` that are in `files`; a `draw_…` docstring's first line is the alt text."""
     return "".join(
         f'<img width="480" alt="{escape(FIGURES[kind].__doc__.splitlines()[0])}"'
         f' src="data:image/png;base64,{b64encode(files[kind].read_bytes()).decode()}">'
@@ -230,7 +230,7 @@ def _name_data(record: dict) -> str:
 
 
 def _read_evidence_on_its_rows(record: dict) -> dict:
-    """The evidence, if a run has the training and validation rows of its profile's committed run, which that is about."""
+    """The evidence, or {} if the run's training and validation rows are not those of its profile's committed run."""
     committed = CHECKPOINTS / record["profile"]
     same = (committed / RECORD).is_file() and read_record(committed)["data"]["sha256"] == record["data"]["sha256"]
     return read_evidence() if same else {}

@@ -62,7 +62,7 @@ class Classifier:
         """Load a checkpoint folder, whole or foreign, after verifying it.
 
         Args:
-            max_length: tokens, 3 or more; what the run was trained with, or the base's longest input, if None.
+            max_length: tokens, 3 or more, capped at the base's longest input; None: as in training, or that longest.
             precision: float32 is exact; int8 is faster on a CPU, bfloat16 where the processor computes it.
             device: as torch calls it; the best there is if None.
 

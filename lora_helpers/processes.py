@@ -10,7 +10,7 @@ def this_process():
     """accelerate's `PartialState`: which process this is, of how many, and where they wait for each other."""
     from accelerate import PartialState
 
-    # Not told that there is no CUDA, it takes each process for a run of its own, and all would write the same files.
+    # Unless told that no CUDA is used, it takes each process for a run of its own, and all would write the same files.
     return PartialState(cpu=not trains_on_gpu())
 
 

@@ -78,8 +78,8 @@ def read_evidence() -> dict:
 
 
 def find_rivals(profile: str, records: dict) -> dict:
-    """The part of the evidence that compares what was done with the base of a profile: `arms` by name, LoRA first. Of several
-    that with the most seeds; without arms where nothing was compared."""
+    """The part of the evidence that compares ways to train on a profile's base: `arms` by name, LoRA first. Of several
+    parts, the one with the most seeds; if there is none, no arms."""
     parts = (part for part in records.values() if "arms" in part and part["profile"] == profile)
     return max(parts, key=lambda part: len(part["arms"]["LoRA"]["runs"]), default={"arms": {}})
 

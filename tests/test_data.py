@@ -72,7 +72,7 @@ def test_too_few_rows_for_every_class_are_refused(size, labels):
 def test_more_than_a_batch_of_rows_is_left_for_training():
     rows = data._as_dataset(["text"] * 80, [0, 1, 2, 3] * 20)
     assert len(_carve_validation(rows, get_profile("mini", validation_size=63, batch_size=16))[0]) == 17
-    with pytest.raises(InputError, match="validation_size is 64, but train has only 80 rows"):
+    with pytest.raises(InputError, match="validation_size is 64 of 80 rows; more than 16 must remain"):
         _carve_validation(rows, get_profile("mini", validation_size=64, batch_size=16))
 
 

@@ -147,7 +147,9 @@ def test_verify_fetches_no_base_that_an_adapter_alone_names(fresh, repositories,
     for name in (ROBERTA_BASE, "somebody/base"):
         edit_json(checkpoint / "adapter_config.json", base_model_name_or_path=name, revision=OTHER_COMMIT)
         _require_one_line(
-            client.run("verify", checkpoint), 2, "is not here, and to verify an adapter nothing is fetched"
+            client.run("verify", checkpoint),
+            2,
+            "is not here, and `verify` downloads nothing that only the checkpoint names",
         )
     assert not hub.log and not client.cache.exists()
     _require_success(client.run("predict", checkpoint, "Oil prices rise"))
@@ -270,7 +272,7 @@ def test_an_adapter_that_names_no_commit_is_read_with_the_pinned_one(runs, tmp_p
     path = checkpoint / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": None}))
     status, lines = runs.offline.run("verify", checkpoint)
-    assert status == 0 and f"names no commit of {ROBERTA_BASE}; used is {ROBERTA_BASE_REVISION}" in "".join(lines)
+    assert status == 0 and f"names no commit of {ROBERTA_BASE}; using {ROBERTA_BASE_REVISION}" in "".join(lines)
 
 
 def test_no_file_of_a_run_names_the_cache(runs):

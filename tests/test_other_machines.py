@@ -37,7 +37,7 @@ def test_a_card_that_torch_was_not_built_for_is_left_alone_and_named(old_card, m
     monkeypatch.delenv("PROFILE", raising=False)
     assert environment.best_device() == torch.device("cpu") and not environment.trains_on_gpu()
     name, why = environment.choose_profile()
-    assert [line.getMessage()[:40] for line in caplog.records] == ["the GPU is left alone, for it cannot add"]
+    assert [line.getMessage()[:41] for line in caplog.records] == ["the GPU is not used: a trial sum failed ("]
     assert name == "mini" and "cannot compute on it (no kernel image" in why and "\n" not in why
 
 

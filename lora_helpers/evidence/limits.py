@@ -47,7 +47,7 @@ def fit_temperature(profile: str = "mini-agnews") -> dict:
     classifier = Classifier.from_checkpoint(list_checkpoints(CHECKPOINTS / profile)[-1])
     test = load_split(config.dataset, "test", config.dataset_revision)
     for part, rows in (("validation", load_ag_news(config).validation), ("test", test)):
-        # Logarithms of the probabilities are the logits but for a number a row, which softmax takes out again.
+        # Log-probabilities are the logits up to a constant per row, which softmax cancels.
         logits[part] = np.log(classifier.predict_probabilities(rows["text"][:]).astype(np.float64).clip(min=1e-30))
         labels[part] = np.array(rows["label"][:])
 

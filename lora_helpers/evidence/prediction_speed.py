@@ -69,7 +69,7 @@ def measure_prediction(shape, *, rounds: int, rows: int) -> dict[str, dict]:
 def make_peers(model, tokenizer, longest: int) -> dict[str, Peer]:
     """`pipeline` with the adapter beside the base, as people load it; ONNX Runtime and `Classifier` with it merged.
 
-    In bfloat16 where that is fast; ONNX Runtime where it is installed.
+    Also in bfloat16 where that is fast, `Classifier` also in int8; ONNX Runtime, in int8, where it is installed.
     """
 
     def make_pipeline(its_model) -> Peer:

@@ -160,7 +160,7 @@ def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
 
 
 def _load_small(precision: str = "float32") -> Classifier:
-    """On the CPU, where int8 computes, so that precisions are compared on one device."""
+    """The committed `mini-agnews`, on the CPU, since int8 runs only there and precisions share one device."""
     return Classifier.from_checkpoint(
         CHECKPOINTS / "mini-agnews" / "checkpoint-2400", precision=precision, device="cpu"
     )
@@ -179,7 +179,7 @@ def _replace(target: Path, fresh: Path, card: str = "") -> None:
 
 
 def _load_and_run(module: str, function: str, *arguments, **named):
-    """For modules that load the training stack, or scikit-learn: not before they are needed."""
+    """Import `module` only when its part runs, since it loads the training stack or scikit-learn; call `function`."""
     return getattr(import_module(f".{module}", __package__), function)(*arguments, **named)
 
 
@@ -223,7 +223,7 @@ PARTS = {
     "mpnet-rivals-seeds": partial(_load_and_run, "rivals", "measure_full_size"),
     "figures": draw,
 }
-# Run when asked for by name: hours, what changes committed runs, or what takes a GPU.
+# Run only if named: parts that take hours, change committed runs or need a GPU.
 OF_MPNET = ("mpnet-rates", "mpnet-resumed", "mpnet-rivals", "mpnet-int8")
 ON_GPU = (*(part for part in PARTS if part.startswith("gpu-")), "mpnet-rivals-seeds", "mpnet-studies")
 HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", "every-row", *OF_MPNET)

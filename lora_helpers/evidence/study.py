@@ -134,7 +134,7 @@ def resume_into(folder: Path, config: RunConfig, start: Path) -> None:
 
 
 def run_folder(config: RunConfig) -> Path:
-    """checkpoints/runs/ and a name that says which results a run changes of its profile's, so that studies share runs."""
+    """The folder in checkpoints/runs/, named after profile and changed fields, so that studies share runs."""
     changed = config.portable().differences(get_profile(config.profile).to_dict())
     values = {name: "+".join(mine) if isinstance(mine, list) else mine for name, (mine, _) in changed.items()}
     parts = (f"{name}={str(value).rpartition('/')[2]}" for name, value in values.items())

@@ -1,5 +1,5 @@
-"""What an adapter's own two files say, before any base model is opened and before PEFT builds anything of that size.
-Anybody may have written them."""
+"""Read and check an adapter's two files, which are not trusted, before any base model is opened and before PEFT
+allocates what they ask for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 REQUIRED_FIELDS = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
 # What PEFT matches as regular expressions: a string, a list's items or a table's keys.
 PATTERNS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern")
-# Fields that may differ from PEFT's default: what others add (layers, say) has no bound in the file's own tensors.
+# Fields that may differ from PEFT's default; the others may add parts (layers, say) whose size no tensor here bounds.
 PLAIN_FIELDS = {
     *(*REQUIRED_FIELDS, *PATTERNS, "auto_mapping", "bias", "ensure_weight_tying", "fan_in_fan_out", "inference_mode"),
     *("init_lora_weights", "layers_to_transform", "lora_bias", "lora_dropout", "peft_version", "revision"),
@@ -102,7 +102,7 @@ def require_quick_patterns(folder: Path, lora: LoraConfig, names: Collection[str
     try:
         subprocess.run(trial, input=tried, text=True, capture_output=True, timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
-        slow = f"matching {patterns[0]!r:.80} takes more than {SECONDS} s; list the modules' names"
+        slow = f"matching its patterns ({patterns[0]!r:.80}, …) takes more than {SECONDS} s; list the modules' names"
         raise CheckFailed(f"{folder / ADAPTER_CONFIG}: {slow}") from error
 
 

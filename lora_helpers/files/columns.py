@@ -91,7 +91,7 @@ def _warn(notice: str) -> None:
 
 
 def _place(names: Sequence[str], wanted: str) -> int | None:
-    """The column called `wanted`, to the letter or else plainly spelt the same; None unless it is one."""
+    """The place of the column called `wanted`, exactly or else by `_plain` spelling; None unless it is the only one."""
     for spelling in (str, _plain):
         found = [i for i, name in enumerate(names) if spelling(name) == spelling(wanted)]
         if found:

@@ -36,8 +36,8 @@ def read_documents(
     """Yield each row of a file in one of the formats of `READERS` as a `Document`, in file order.
 
     The text is the column `text`, or `title` and `description` joined by a blank, or else `text_columns`; the id is the
-    place in the file, from 0, or what `id_column` holds. The label, read if `labelled`, is `label` (0-3, or a class's
-    name) or `class` or `class index` (1-4). A CSV file may come without a header, as class, title, description.
+    place in the file, from 0, or what `id_column` holds. The label, read if `labelled`, is `label` (0-3), `class` or
+    `class index` (1-4), or a class's name in any of them. A CSV file without header is class (1-4), title, description.
     A text file holds one document a line. An odd text (empty, a NUL, emoji, half a surrogate pair) is a document.
 
     Raises: InputError: missing or empty file, unknown format, or a row that is not as described, with its number; a

@@ -21,7 +21,7 @@ from .places import STAND_INS, full_name, local_folder, portable_name
 # Everything that decides what a base computes; other files of a folder (a card, a record) do not count.
 IDENTITY_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model")
 LOADED_FILES = ("*.json", *IDENTITY_FILES)  # what is fetched of a repository: no pickle, no other framework's weights
-SECONDS = 2  # for whatever stands at the Hub's address to be found
+SECONDS = 2  # time limit for a connection to the Hub or its proxy
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _hash_files(files: tuple[Path, ...], stats: tuple) -> dict[str, str]:
 def require_here(name: str, revision: str | None) -> None:
     """Refuse a base that would have to be fetched: it is neither a folder nor whole in the Hub's cache."""
     if base_folder(name) is None and not _find_cached(name, revision, LOADED_FILES, "model"):
-        why = "and to verify an adapter nothing is fetched that its own file names; `predict` fetches it and says its size"
+        why = "and `verify` downloads nothing that only the checkpoint names; `predict` does, and says how large it is"
         raise InputError(f"base model {name} at {revision or 'main'} is not here, {why}")
 
 
@@ -109,7 +109,7 @@ def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: 
 def _find_cached(
     name: str, revision: str | None, patterns: Sequence[str], kind: str, *, listed: bool = True
 ) -> Path | None:
-    """The folder in the Hub's cache, if that is known to hold every file that matches; it is where the tree is `listed`."""
+    """The folder in the Hub's cache if it holds every matching file; `listed`: a cached file list must confirm that."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
 
@@ -130,7 +130,7 @@ def _find_left(name: str, revision: str | None, patterns: Sequence[str], kind: s
 
 
 def _announce(name: str, revision: str | None, patterns: Sequence[str], kind: str) -> None:
-    """Say what is about to be fetched and how large it is; raises what the Hub answers, or that it does not."""
+    """Say what will be downloaded and how large it is. Raises the Hub's refusal, or the error of the connection."""
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import filter_repo_objects
 
@@ -154,7 +154,7 @@ def _ask(name: str, revision: str | None, kind: str, timeout: float):
 
 
 def _connect() -> None:
-    """Raises OSError where nothing at the Hub's address, or the proxy's before it, lets itself be connected to."""
+    """Raises OSError if the Hub, or the proxy through which it is reached, accepts no connection."""
     from huggingface_hub import constants
 
     address = urlsplit(constants.ENDPOINT)

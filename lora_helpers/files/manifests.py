@@ -17,7 +17,7 @@ def seal(folder: Path, details: dict) -> None:
         (folder / name).unlink(missing_ok=True)
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     for path in files:
-        with path.open("r+b") as stream:  # Windows refuses it where one could not write
+        with path.open("r+b") as stream:  # writable, or Windows refuses fsync
             os.fsync(stream.fileno())
     write_atomically(folder / MANIFEST, _render(details | {"files": {path.name: hash_file(path) for path in files}}))
 

@@ -41,7 +41,7 @@ def find_folder(name: str) -> Path | None:
 
 
 def local_folder(name: str, wanted: str) -> Path | None:
-    """The folder, which should hold what is `wanted`, that a name means here, by `STAND_INS` too; None if it is on the Hub."""
+    """The local folder that `name` means, its `STAND_INS` variable first; None: on the Hub. Errors ask for `wanted`."""
     variable = STAND_INS.get(full_name(name), "")
     if given := os.environ.get(variable):
         folder = Path(os.path.expanduser(given))

@@ -1,5 +1,5 @@
 """What a run is made of, its `Plan`, and the `TrainingArguments` that follow from it and from the device. Weights are
-float32 on all of them. `run` imports this when a run begins, since it loads transformers.
+float32 on every device. `run` imports this when a run begins, since it loads transformers.
 """
 
 import os
@@ -26,7 +26,7 @@ FLOAT32, BFLOAT16 = "float32", "bfloat16 autocast"  # as records and manifests c
 # Weights from which a CPU gains by bfloat16: at 110 million a step took half the time (AMD Zen 4, two cores). For the
 # bundled base, of 7 million, nobody has measured a gain, and in float32 its runs are the same on every processor.
 LARGE = 50_000_000
-# Of less precise products in float32; `set_float32_matmul_precision` sets the last two.
+# Switches for TF32 and the like, less precise products; `set_float32_matmul_precision` sets the last two.
 SWITCHES = (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 
 

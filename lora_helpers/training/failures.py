@@ -22,8 +22,8 @@ from .resuming import Beginning
 
 @contextmanager
 def failures_in_one_sentence(config: RunConfig, output_dir: Path, beginning: Beginning) -> Iterator[None]:
-    """Turn whatever stops a run into a sentence: `Stopped` by the user, `CheckFailed` for damage or a loss that is not
-    finite, else `InputError`. Of several processes the one that leads says what all meet, else the one that meets it."""
+    """Raise what stops a run as one sentence: `Stopped` by the user, `CheckFailed` for damage or a non-finite loss,
+    else `InputError`; bugs pass through. An error that all processes meet is raised by the leader alone."""
     import torch
 
     try:
@@ -41,7 +41,7 @@ def failures_in_one_sentence(config: RunConfig, output_dir: Path, beginning: Beg
             raise _of_all(CheckFailed(f"another process of this run ended, and said why; {way_on}")) from error
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
             less = "a new run with a smaller batch_size or max_length, or --resume with a smaller eval_batch_size"
-            raise InputError(f"{output_dir}: {said}; what needs less: {less}; {way_on}") from error
+            raise InputError(f"{output_dir}: {said}; to use less memory: {less}; {way_on}") from error
         # torch.save's writer; a process that the system ended (what fails inside one is "Caught … in DataLoader worker")
         from_outside = "inline_container.cc", "DataLoader worker (pid"
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in from_outside):

@@ -15,7 +15,7 @@ from ..processes import leads, this_process
 
 logger = logging.getLogger(__name__)
 
-LENGTHS = {"max_steps", "warmup_steps", "eval_steps", "save_steps"}  # with other ones a run is another schedule
+LENGTHS = {"max_steps", "warmup_steps", "eval_steps", "save_steps"}  # changing one changes the schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
 
 
 def _open_as_sealed(checkpoint: Path) -> Start:
-    """Nothing damaged, nothing added (a `model.safetensors` the Trainer would load instead of the adapter), its own name."""
+    """Open a checkpoint unless damaged, renamed or added to: the Trainer would load a `model.safetensors` instead."""
     path = checkpoint.resolve()
     found, manifest = verify_checkpoint(path, fetch=True, control=True), read_manifest(path)
     if found.unlisted:
@@ -91,8 +91,8 @@ def require_same_run(start: Start, config: RunConfig, splits: Splits, *, allow_o
 
 
 def describe_resumption(start: Start, details: dict) -> dict:
-    """What manifests and record keep of the checkpoint that a run goes on from: where it lay, how it was computed, whether
-    the data were ever changed. Warned is of what this run's `details` say otherwise."""
+    """What manifests and record keep of the checkpoint that a run resumes: its place, how it was computed, whether the
+    data ever changed. Warns where this run's `details` differ in a way that changes the numbers."""
     then = {"world_size": 1, "arithmetic": "float32"} | start.manifest  # true of every manifest that does not say
     dropout = details["config"]["base_dropout"] or details["config"]["lora_dropout"]
     here, then = (about | {"device": about["environment"]["device"]} for about in (details, then))
@@ -110,7 +110,7 @@ def describe_resumption(start: Start, details: dict) -> dict:
 
 
 def take_weights(model, checkpoint: Path) -> dict:
-    """Give `model` the adapter and head of a checkpoint of the same shape and base; what manifests and record keep."""
+    """Give `model` the adapter and head of a checkpoint of the same shape and base; returns what the record keeps."""
     import torch
 
     source = load_checkpoint(checkpoint)[0]
@@ -130,7 +130,7 @@ def _shapes(model) -> dict:
 
 
 def restore_finished(trainer, last: Path, output_dir: Path) -> None:
-    """The end of a run from its last checkpoint, copied where it is not; the Trainer would do one step more."""
+    """Restore a finished run from its last checkpoint, copied if need be; the Trainer would do one step more."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
     from transformers import TrainerState

@@ -40,7 +40,7 @@ def train(
 
     Args:
         resume: continue the newest whole checkpoint of `output_dir`, or begin at step 0 if it holds none.
-        resume_from: continue this checkpoint into `output_dir`, which must be new.
+        resume_from: continue this checkpoint into `output_dir`, which must be new or empty.
         warm_start: begin with the adapter and head of this checkpoint, with a new optimizer and schedule.
         allow_other_data: continue although the data differ from the checkpoint's; the record says so.
 

@@ -1,7 +1,7 @@
 """The Hugging Face Trainer with our order of batches, whole checkpoints, one progress bar, and a stop at a loss that is
 not finite. `run` imports this when a run begins, since it loads transformers.
 
-Several processes share each batch by accelerate's own means. Not exact with them is the last batch of an epoch:
+Several processes share each batch by accelerate's own means. Only an epoch's last batch is then not exact:
 accelerate fills it up with rows of the epoch's beginning, and the validation loss counts its last batch for less.
 (Two, measured: up to there the training losses are those of one process to 1e-6; after it, and in validation, to 0.01.)
 """
@@ -135,5 +135,5 @@ def require_room(plan: Plan) -> None:
 def require_finite(loss: float, step: int, learning_rate: float) -> None:
     """Stop a run whose loss, the mean over its processes, is NaN or infinite."""
     if not math.isfinite(loss):
-        advice = f"lower learning_rate ({learning_rate}) and resume from the checkpoint before"
+        advice = f"begin a new run with a lower learning_rate ({learning_rate}), or --warm-start the checkpoint before"
         raise CheckFailed(f"the loss is {loss} at step {step}; {advice}")
