@@ -1,12 +1,15 @@
 """The benchmarks measure what they say; how fast anything is, no test asks."""
 
 import sys
+from functools import partial
 from importlib.util import find_spec
 from itertools import cycle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from lora_helpers.data import load_split
 from lora_helpers.evidence import plots, prediction_speed, training_speed
 from lora_helpers.evidence.study import compare_arms
 from lora_helpers.evidence.training_speed import FULL
@@ -258,3 +261,24 @@ def test_the_figure_of_learning_rates_goes_from_the_lowest_to_the_highest():
     axes = plots.draw_learning_rates({"learning-rates": {"variants": arms}}).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0005", "0.002", "0.01"]
     assert axes.lines[0].get_ydata() == pytest.approx([0.45025, 0.451, 0.455])
+
+
+def test_the_change_by_int8_is_what_int8_gains_or_loses(monkeypatch):
+    """A made-up classifier that has every row right in float32, and one in ten wrong in int8."""
+    rows = load_split("bundled", "validation")
+    right = np.eye(4, dtype=np.float32)[np.array(rows["label"][:])]
+
+    def predict_probabilities(texts, precision):
+        answers = right[: len(texts)].copy()
+        if precision == "int8":
+            answers[::10] = np.roll(answers[::10], 1, axis=1)
+        return answers
+
+    def load(path, *, precision, device):
+        assert device == "cpu"
+        return SimpleNamespace(predict_probabilities=partial(predict_probabilities, precision=precision))
+
+    monkeypatch.setattr(prediction_speed, "Classifier", SimpleNamespace(from_checkpoint=load))
+    found = prediction_speed.compare_precisions("mini", rounds=2)
+    assert found["agreement"] == pytest.approx(0.9) and found["difference"] == pytest.approx(-0.1)
+    assert found["verdict"] == "behind" and found["rows"] == len(rows) and found["speedup"] > 0

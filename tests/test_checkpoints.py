@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from lora_helpers import loading
 from lora_helpers.__main__ import main
 from lora_helpers.checkpoints import MANIFEST, load_checkpoint, verify_checkpoint
 from lora_helpers.config import LABELS
@@ -151,3 +153,15 @@ def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_atomically(tmp_path / "old", "half a pair: \ud800")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old", "as it was")]
+
+
+def test_the_garbage_collector_pauses_for_the_first_loading_alone(monkeypatch):
+    assert gc.isenabled()
+    with loading():
+        assert gc.isenabled()
+    monkeypatch.delitem(sys.modules, "peft")
+    with pytest.raises(InputError), loading():
+        assert not gc.isenabled()
+        raise InputError("even then")
+    assert gc.isenabled()
+    gc.unfreeze()

@@ -16,7 +16,8 @@ import pytest
 from lora_helpers import __version__
 from lora_helpers.__main__ import main
 from lora_helpers.command_line import COMMANDS
-from lora_helpers.config import PROFILES, RunConfig, describe_fields
+from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, PROFILES, RunConfig, describe_fields
+from lora_helpers.data import load_split
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.pretraining.config import PretrainingConfig
 from lora_helpers.records import read_record
@@ -67,6 +68,27 @@ def test_evaluate_scores_the_split_that_is_named_as_the_record_has_it(split, row
     low, high = scores["interval"]
     said = f"accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, {rows} rows)\n"
     assert capsys.readouterr().out.startswith(said)
+
+
+def test_evaluate_reads_the_split_of_the_hub_that_is_named(tmp_path, monkeypatch):
+    rows, asked = load_split("bundled", "test").select(range(8)), []
+    monkeypatch.setattr("lora_helpers.data.load_split", lambda *words: asked.append(words) or rows)
+    assert run("evaluate", CHECKPOINT, "--data", "hub", "--split", "validation") == 0
+    assert asked == [(AG_NEWS, "validation", AG_NEWS_REVISION)]
+
+
+def test_numbers_overwrite_no_file(tmp_path, capsys):
+    (tmp_path / "scores.json").write_text("mine")
+    assert run("evaluate", CHECKPOINT, "--json", tmp_path / "scores.json") == 2
+    assert "scores.json exists already" in capsys.readouterr().err
+    assert (tmp_path / "scores.json").read_text() == "mine"
+
+
+def test_a_notice_is_no_part_of_what_a_program_reads(tmp_path, capsys):
+    foreign = shutil.copytree(CHECKPOINT, tmp_path / "foreign", ignore=shutil.ignore_patterns("manifest.json"))
+    assert run("predict", foreign, "Oil prices rise", "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["label"] == 2 and said.err.startswith("notice: no manifest")
 
 
 def test_predict_prints_a_table_and_writes_a_file(tmp_path, capsys):

@@ -99,6 +99,7 @@ WAYS = {  # the files of a folder -> those that make its test split, or what the
     ("test_unlabelled.parquet",): "found no test.csv.*, but test_unlabelled.parquet; put",
     ("test.csv.gz", "test.jsonl"): "found no test.csv.*, but test.csv.gz, test.jsonl; put",
     ("train.csv",): "found no test.csv.*, but no other file of that name; put",
+    ("test.csv", "test-00000-of-00001.parquet.part"): ["test.csv"],
 }  # fmt: skip
 
 
@@ -150,11 +151,13 @@ def test_the_hub_is_asked_for_the_same_files_and_no_other(tmp_path, monkeypatch)
 def test_a_data_set_of_the_hub_brings_its_validation_rows_as_a_folder_does(tmp_path, monkeypatch):
     for split in ("train", "validation"):
         write_rows(tmp_path / f"{split}.csv", [(label, split, str(i)) for i in range(40) for label in range(1, 5)])
-    monkeypatch.setattr(data, "download", lambda *_, **__: tmp_path)
+    asked = []
+    monkeypatch.setattr(data, "download", lambda name, revision, patterns, **_: asked.extend(patterns) or tmp_path)
     for dataset, revision in (("someone/data", "0a" * 20), (str(tmp_path), None)):
         splits = load_ag_news(get_profile("mini", dataset=dataset, dataset_revision=revision))
         assert {text.split()[0] for text in splits.train["text"]} == {"train"}
         assert {text.split()[0] for text in splits.validation["text"]} == {"validation"}
+    assert {"train.csv", "validation.csv", "data/validation.parquet"} <= {*asked}
 
 
 def test_the_hubs_parquet_files_in_a_folder_hold_the_same_rows(tmp_path):

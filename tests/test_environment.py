@@ -110,6 +110,24 @@ def test_a_missing_package_ends_in_a_command_for_where_one_is(kernel, monkeypatc
     assert str(caught.value) == f"peft is not installed; run: {install} -r requirements.txt"
 
 
+@pytest.mark.parametrize(("version", "old"), [("5.9.1", True), ("5.17.0", False), ("6.0", False), ("4.57", True)])
+def test_a_package_older_than_any_that_was_tested_is_refused(version, old, monkeypatch):
+    stock = environment._version
+    monkeypatch.setattr(environment, "_version", lambda name: version if name == "transformers" else stock(name))
+    faults, differences = environment.compare_with_pins()
+    wanted = [f"transformers is {version}, wanted {environment.OLDEST_TESTED['transformers']} or newer"]
+    assert faults == wanted * old and any("transformers" in each for each in differences) == (not old)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak of memory cannot begin anew")
+def test_a_peak_of_memory_that_was_before_does_not_count():
+    numpy.ones(40_000_000)  # 305 MiB, freed at once
+    before, peak = environment.peak_memory_mib()["process"], environment.watch_peak_memory()
+    assert peak() < before - 200
+    numpy.ones(20_000_000)
+    assert 100 < peak() - environment.watch_peak_memory()() < 250
+
+
 def test_without_the_package_that_gathers_jupyters_parts_all_goes_on(monkeypatch):
     stock = environment._version
     monkeypatch.setattr(environment, "_version", lambda name: None if name == "jupyter" else stock(name))

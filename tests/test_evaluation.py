@@ -1,9 +1,13 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from lora_helpers.config import LABELS
 from lora_helpers.evaluation import calibration, compare, from_digits, metric, scores, to_digits
 from lora_helpers.files.places import CHECKPOINTS
+from lora_helpers.inference import evaluate_classifier
 from lora_helpers.records import read_evidence, read_record
 
 
@@ -13,6 +17,17 @@ def test_scores_by_hand():
     assert result["confusion"] == [[2, 0, 0, 1], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
     assert result["per_class"]["Sports"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
     assert result["macro_f1"] == pytest.approx((0.8 + 3 * 2 / 3) / 4)  # by rows it would be 0.724
+
+
+def test_a_classifier_s_predictions_are_scored_against_the_labels_and_not_the_other_way_round():
+    def predict_probabilities(texts):
+        return np.tile(np.array([0, 1, 0, 0], np.float32), (len(texts), 1))
+
+    rows = Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [0, 0, 1, 2]})
+    found = evaluate_classifier(SimpleNamespace(predict_probabilities=predict_probabilities), rows)
+    assert found["confusion"] == [[0, 2, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    assert (found["per_class"]["Sports"]["precision"], found["per_class"]["Sports"]["recall"]) == (0.25, 1.0)
+    assert found["predictions"] == "1111" and found["calibration"]["ece"] == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("profile", ["mini", "mini-agnews", "mpnet-base"])

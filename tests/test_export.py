@@ -184,3 +184,12 @@ def test_a_record_of_other_weights_gives_a_card_no_numbers(checkpoint, tiny_run,
         card = card_of(export_checkpoint(tmp_path / run / "checkpoint-10", tmp_path / f"{number}"))
         assert "no record of a run belongs to this checkpoint" in card.text and "accuracy:" not in card.text
         assert not card.data.license and not card.data.datasets and not card.data.base_model
+
+
+def test_scores_on_the_bundled_rows_are_no_results_on_ag_news(tmp_path):
+    """The base is computed from AG News all the same, and its terms go along."""
+    run = AGNEWS.with_name("mini")
+    record = json.loads((run / "run.json").read_text())
+    card = card_of(export_checkpoint(run / f"checkpoint-{record['config']['max_steps']}", tmp_path / "mini"))
+    assert f"{record['test']['accuracy']:.4f} on {record['test']['examples']:,} rows" in card.text
+    assert not card.data.eval_results and not card.data.datasets and card.data.license == "other"

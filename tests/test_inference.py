@@ -67,8 +67,9 @@ def test_probabilities_add_their_columns(classifier, tmp_path):
 
 
 def test_a_length_that_leaves_no_room_for_text_is_refused(tiny_run):
-    with pytest.raises(InputError, match="max_length is 0, wanted 3 or more"):
-        Classifier.from_checkpoint(tiny_run / "checkpoint-10", max_length=0)
+    with pytest.raises(InputError, match="max_length is 2, wanted 3 or more"):
+        Classifier.from_checkpoint(tiny_run / "checkpoint-10", max_length=2)
+    assert Classifier.from_checkpoint(tiny_run / "checkpoint-10", max_length=3).max_length == 3
 
 
 def test_probabilities_of_texts_are_columns_of_the_same_table(classifier):

@@ -4,7 +4,7 @@ import torch
 
 from lora_helpers.pretraining.config import PretrainingConfig
 from lora_helpers.pretraining.losses import MASK, compute_losses, mask_tokens
-from lora_helpers.pretraining.run import build_masked_model, count_words, initialise_embeddings
+from lora_helpers.pretraining.run import _find_stopped, build_masked_model, count_words, initialise_embeddings
 from lora_helpers.pretraining.trainer import TokenBudgetBatches
 
 SMALL = PretrainingConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_length=64)
@@ -78,6 +78,14 @@ def test_the_losses_fall_when_trained(rows):
         optimizer.zero_grad()
         history.append({name: loss.item() for name, loss in found.items()})
     assert all(history[-1][name] < history[0][name] - 0.3 for name in history[0])
+
+
+def test_a_pretraining_that_was_stopped_before_its_record_does_its_last_steps_again(tmp_path):
+    for step, content in ((5, "{}"), (10, '{"global_step": 10}'), (15, ""), (20, '{"global_step": 20}')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
+    assert _find_stopped(tmp_path, 20) == str(tmp_path / "checkpoint-10")  # 15 was cut off; behind 20 there is no step
+    assert _find_stopped(tmp_path, 10) is None and _find_stopped(tmp_path / "none", 20) is None
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from lora_helpers.evidence import baselines, rivals, study
 from lora_helpers.inference import Classifier
 from lora_helpers.training.run import train
 
-SHORT = {"max_steps": 20, "eval_steps": 20, "save_steps": 20, "warmup_steps": 5}
+SHORT = {"max_steps": 8, "eval_steps": 8, "save_steps": 8, "warmup_steps": 2}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def told(config, output_dir, **beginning):
     return str(caught.value)
 
 
-def test_the_command_that_goes_on_holds_every_changed_field_and_where_it_began(tiny_config, tmp_path):
+def test_the_command_that_goes_on_holds_every_changed_field_and_where_it_began(tiny_config, unbroken, tmp_path):
     config, folder = tiny_config.replace(lora_targets=("query", "value"), stratified=False), tmp_path / "my run"
     words = told(config, folder).split("to go on: ")[1].split("; in a notebook")[0]
     assert f"--output-dir '{folder}' --resume" in words and "--lora-targets query,value" in words
@@ -99,6 +100,11 @@ def test_the_command_that_goes_on_holds_every_changed_field_and_where_it_began(t
     assert "--resume " not in begun and f"--resume-from {tmp_path / 'checkpoint-70'} --allow-other-data" in begun
     assert f"train(config, run_dir, resume_from='{tmp_path / 'checkpoint-70'}', allow_other_data=True)" in begun
     assert f"--warm-start {tmp_path}" in told(config, folder, warm_start=tmp_path)
+    shutil.copytree(unbroken / "checkpoint-70", folder / "checkpoint-70")  # now it has one of its own
+    for beginning in ({"resume_from": tmp_path / "checkpoint-70"}, {"warm_start": tmp_path}):
+        further = told(config, folder, **beginning)
+        assert " --resume " in further and further.endswith("train(config, run_dir, resume=True)")
+        assert "--resume-from" not in further and "--warm-start" not in further
     assert "python -m" not in told(config.replace(profile="my own"), folder)  # no command knows that profile
 
 

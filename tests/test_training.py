@@ -11,6 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from lora_helpers.checkpoints import list_checkpoints, load_checkpoint
+from lora_helpers.data import load_ag_news
 from lora_helpers.environment import trains_on_gpu
 from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.files.manifests import hash_file, read_manifest, seal
@@ -170,14 +171,16 @@ def test_resuming_with_another_configuration_names_every_difference(unbroken, tm
 @pytest.mark.slow
 def test_resuming_on_other_data_is_refused_unless_allowed(unbroken, tmp_path):
     config, run_dir, _ = unbroken
-    start = tmp_path / "run" / "checkpoint-140"
+    start, splits = tmp_path / "run" / "checkpoint-140", load_ag_news(config)
     shutil.copytree(run_dir / "checkpoint-140", start)
     manifest = read_manifest(start)
-    manifest["data"]["sha256"]["train"], manifest["seconds"] = "0" * 64, 1e6
+    manifest["seconds"] = 1e6
     manifest["config"] |= {"report_to": "tensorboard", "eval_batch_size": 7}  # which may differ
-    seal(start, manifest)
-    with pytest.raises(InputError, match="trained on other data"):
-        train(config, tmp_path / "new", resume_from=start)
+    for split in ("validation", "train"):
+        manifest["data"]["sha256"] |= splits.fingerprints() | {split: "0" * 64}
+        seal(start, manifest)
+        with pytest.raises(InputError, match="trained on other data"):
+            train(config, tmp_path / "new", resume_from=start)
     elsewhere = config.replace(dataset=str(shutil.copytree(MINI_NEWS, tmp_path / "mine")))
     with pytest.raises(InputError, match="another configuration: dataset is .*mine' here, 'bundled' there"):
         train(elsewhere, tmp_path / "new", resume_from=start)
@@ -386,7 +389,8 @@ def test_training_keeps_to_the_cpu_where_there_is_no_cuda(tiny_config, tmp_path,
     """Apple's GPU is an accelerator to torch, but no checkpoint holds its random state."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    made = make_arguments(plan_of(tiny_config, tmp_path))
+    made = make_arguments(plan_of(tiny_config.replace(eval_batch_size=7), tmp_path))
+    assert (made.per_device_eval_batch_size, made.per_device_train_batch_size) == (7, tiny_config.batch_size)
     assert made.use_cpu and made.device.type == "cpu" and this_process().device.type == "cpu"
 
 
