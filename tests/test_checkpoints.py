@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_helpers import loading
+from lora_helpers import bases, loading
 from lora_helpers.__main__ import main
 from lora_helpers.checkpoints import MANIFEST, load_checkpoint, verify_checkpoint
 from lora_helpers.config import LABELS
@@ -82,12 +82,38 @@ def test_a_base_with_other_bytes_is_refused(copy, tiny_base):
         config.write_text(text)
 
 
+def test_a_base_from_elsewhere_is_compared_as_far_as_the_manifest_tells(copy):
+    """A checkpoint of the Hub's base, verified where a folder stands in: the tokenizer's files may be spelt otherwise."""
+    manifest = read_manifest(copy)
+    weights = {"weights_sha256": manifest["base"]["weights_sha256"]}
+    for more, said in (
+        (weights, "the weights are the same, the tokenizer's files were not"),
+        ({}, "it was not compared"),
+    ):
+        base = {"name": manifest["base"]["name"], "revision": "c" * 40, "sha256": "0" * 64}
+        seal(copy, manifest | {"base": base | more})
+        assert any(said in notice for notice in verify_checkpoint(copy).notices)
+    seal(copy, manifest | {"base": base | {"weights_sha256": "0" * 64}})
+    with pytest.raises(CheckFailed, match="not the ones this checkpoint was trained on"):
+        verify_checkpoint(copy)
+
+
 def test_a_control_on_a_random_base_cannot_pass_for_a_model(copy):
     manifest = read_manifest(copy)
     manifest["config"]["random_base"] = True
     seal(copy, manifest)
     with pytest.raises(CheckFailed, match="random weights"):
         verify_checkpoint(copy)
+
+
+def test_a_folder_goes_before_what_the_hub_calls_so(foreign, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bases, "PARAMETERS", {})  # by which a folder of that name would have to be as large
+    (tmp_path / "roberta-base").symlink_to(tiny_base)
+    wanted = Classifier.from_checkpoint(foreign).predict_probabilities(TEXTS)
+    config = json.loads((foreign / "adapter_config.json").read_text())
+    (foreign / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "roberta-base"}))
+    np.testing.assert_array_equal(Classifier.from_checkpoint(foreign).predict_probabilities(TEXTS), wanted)
 
 
 def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path):

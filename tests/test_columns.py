@@ -153,6 +153,11 @@ def test_one_notice_names_the_columns_that_nobody_reads(tmp_path, suffix, caplog
     assert not caplog.records
 
 
+def test_the_index_that_pandas_writes_is_no_column_that_is_missed(tmp_path, caplog):
+    (tmp_path / "in.csv").write_text(",text\n0,a\n1,b\n")
+    assert read(tmp_path / "in.csv") == [("a", None), ("b", None)] and not caplog.records
+
+
 def test_objects_of_ever_other_columns_are_one_notice(tmp_path, caplog):
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps({"text": "a", f"column {i}": i}) + "\n" for i in range(9)))

@@ -121,6 +121,7 @@ def test_predict_prints_a_table_and_writes_a_file(tmp_path, capsys):
         ),
         (("predict", CHECKPOINT), "give either texts, or"),
         (("predict", CHECKPOINT, "--input", "x.csv"), "give either texts, or"),
+        (("predict", CHECKPOINT, "a text", "--output", "x.csv"), "give either texts, or"),
         (("figures", "nowhere"), "no run.json"),
         (("pretrain", "--vocab-size", "big"), "vocab_size is 'big'"),
         (("evidence", "everything"), "unknown part"),

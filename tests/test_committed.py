@@ -109,10 +109,20 @@ def test_a_record_shows_itself_in_three_lines():
 
 def test_what_is_no_record_of_this_schema_is_refused(tmp_path):
     write_record(tmp_path, read_record(CHECKPOINTS / "mini") | {"schema": 2})
-    other = (tmp_path / "run.json").read_text()
-    for content, said in (("{", "not JSON"), ("3", "schema 1 .missing: schema, profile"), (other, "missing: nothing")):
-        (tmp_path / "run.json").write_text(content)
+    other = (tmp_path / "run.json").read_bytes()
+    refused = {b"{": "not JSON", b"\xff": "not JSON", b"3": "schema 1 .missing: schema, profile"}
+    for content, said in (refused | {other: "missing: nothing"}).items():
+        (tmp_path / "run.json").write_bytes(content)
         with pytest.raises(InputError, match=said):
+            read_record(tmp_path)
+
+
+def test_a_record_without_what_figures_and_documents_show_is_refused(tmp_path):
+    record = read_record(CHECKPOINTS / "mini")
+    may_lack = {"test", "arithmetic", "resumed_from", "best_evaluated_step", "world_size"}  # older records do
+    for key in record.keys() - may_lack:
+        write_record(tmp_path, {name: value for name, value in record.items() if name != key})
+        with pytest.raises(InputError, match=rf"not a run record of schema 1 \(missing: {key}\)"):
             read_record(tmp_path)
 
 

@@ -46,16 +46,17 @@ def test_the_bundled_rows_are_those_of_the_committed_run():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_stratified_rows_are_those_of_train_test_split(seed):
+def test_the_validation_rows_are_those_of_train_test_split(seed):
     """Whole shares, ties between what is left over, shares of many sizes, and a class that does not occur."""
     rng = np.random.default_rng(seed)
     labels = rng.choice([0, 1, 2, 3], 400, p=rng.dirichlet([3] * 4)) if seed % 2 else np.arange(400 - seed) % 4
     labels = np.where(labels == 1, 2, labels) if seed == 7 else labels
     rows = data._as_dataset([f"text {i}" for i in range(len(labels))], labels.tolist())
     config = get_profile("mini", validation_size=41 + seed, split_seed=seed)
-    found = [list(part["text"]) for part in _carve_validation(rows, config)]
-    stock = rows.train_test_split(test_size=41 + seed, seed=seed, stratify_by_column="label")
-    assert found == [list(stock["train"]["text"]), list(stock["test"]["text"])]
+    for stratified, column in ((True, "label"), (False, None)):
+        found = [list(part["text"]) for part in _carve_validation(rows, config.replace(stratified=stratified))]
+        stock = rows.train_test_split(test_size=41 + seed, seed=seed, stratify_by_column=column)
+        assert found == [list(stock["train"]["text"]), list(stock["test"]["text"])]
 
 
 @pytest.mark.parametrize(("size", "labels"), [(3, [0, 1, 2, 3] * 20), (20, [0] * 79 + [1]), (76, [0, 1, 2, 3] * 20)])
@@ -185,8 +186,8 @@ def test_the_committed_rows_are_found_among_others_in_their_own_order(tmp_path, 
     first = select(ours)
     others = [(i % 4 + 1, f"title {i}", f"another {i}") for i in range(200)]
     assert select(ours[::-1] + others) == select(others + ours) == first and len(first) == 40
-    spelt = [(label, title.upper(), f"{text} .") for label, title, text in ours]
-    assert [text.replace(" .", "").casefold() for text in select(spelt)] == [text.casefold() for text in first]
+    spelt = [(label, title.upper(), f"{text} ._") for label, title, text in ours]
+    assert [text.replace(" ._", "").casefold() for text in select(spelt)] == [text.casefold() for text in first]
     assert "rows of the committed runs are here" not in caplog.text
     swapped = [(label % 4 + 1, title, text) for label, title, text in ours[:8]] + ours[8:]
     assert len(select(swapped + others)) == 32 and "32 of 40 rows of the committed runs are here" in caplog.text

@@ -19,6 +19,14 @@ def test_scores_by_hand():
     assert result["macro_f1"] == pytest.approx((0.8 + 3 * 2 / 3) / 4)  # by rows it would be 0.724
 
 
+def test_a_class_that_is_never_predicted_and_one_that_does_not_occur_score_nothing():
+    result = scores(np.array([0, 0, 1]), np.array([0, 2, 1]))  # Business never predicted, Sci/Tech in neither
+    nothing = {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+    assert result["per_class"]["Business"] == nothing | {"support": 1}
+    assert result["per_class"]["Sci/Tech"] == nothing | {"support": 0}
+    assert result["macro_f1"] == pytest.approx((2 / 3 + 1) / 4)
+
+
 def test_a_classifier_s_predictions_are_scored_against_the_labels_and_not_the_other_way_round():
     def predict_probabilities(texts):
         return np.tile(np.array([0, 1, 0, 0], np.float32), (len(texts), 1))

@@ -15,6 +15,7 @@ import torch
 
 from lora_helpers import inference
 from lora_helpers.arithmetic import Int8Linear
+from lora_helpers.checkpoints import load_checkpoint
 from lora_helpers.errors import InputError
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
@@ -22,6 +23,12 @@ from lora_helpers.inference import Classifier
 AGNEWS = REPOSITORY / "checkpoints" / "mini-agnews" / "checkpoint-2400"
 
 TEXTS = [f"{word} " * n for n, word in enumerate(["oil", "goal", "chip", "vote", "bank", "coach", "virus"], 1)]
+
+
+def test_a_model_that_was_training_answers_without_dropout(tiny_run):
+    model, tokenizer, _ = load_checkpoint(tiny_run / "checkpoint-10")
+    made = Classifier(model.merge_and_unload().train(), tokenizer, max_length=32)
+    assert not any(module.training for module in made.model.modules())
 
 
 def test_predict_returns_a_row_a_text_in_order(classifier):
@@ -60,9 +67,11 @@ def test_every_format_gives_the_same_labels_in_file_order(classifier, tmp_path, 
 def test_probabilities_add_their_columns(classifier, tmp_path):
     texts = [text.strip() for text in TEXTS]
     write(tmp_path / "in.txt", "txt", texts)
-    classifier.predict_file(tmp_path / "in.txt", tmp_path / "out.csv", probabilities=True, progress=False)
-    table = pd.read_csv(tmp_path / "out.csv")
+    classifier.predict_file(tmp_path / "in.txt", tmp_path / "OUT.CSV", probabilities=True, progress=False)
+    assert b"\r" not in (tmp_path / "OUT.CSV").read_bytes()
+    table = pd.read_csv(tmp_path / "OUT.CSV")
     assert list(table.columns) == ["ID", "Label", "LabelName", "World", "Sports", "Business", "Sci/Tech"]
+    assert list(table["LabelName"]) == list(classifier.predict(texts)["name"])
     np.testing.assert_allclose(table.iloc[:, 3:], classifier.predict_probabilities(texts), atol=1e-6)
 
 
@@ -230,16 +239,22 @@ def test_an_error_in_the_last_row_comes_before_any_work_and_any_bar(classifier, 
         classifier.predict_file(tmp_path / "in.jsonl", tmp_path / "out.csv")
 
 
-def test_a_large_file_is_told_once_what_int8_would_do_if_that_was_measured(classifier, tmp_path, monkeypatch, caplog):
+def test_a_large_file_is_told_once_what_int8_would_do_if_that_was_measured(
+    classifier, tiny_run, tmp_path, monkeypatch, caplog
+):
     caplog.set_level("INFO", logger="lora_helpers")
     monkeypatch.setattr(inference, "WINDOW", 2)
     monkeypatch.setattr(inference, "LARGE_FILE", 7)
     measured = {"int8": {"speedup": 1.62, "rows": 2000, "agreement": 0.9985}}
-    for large, evidence, said in ((7, measured, 1), (8, measured, 0), (7, {}, 0)):
+    of_int8 = Classifier.from_checkpoint(tiny_run / "checkpoint-10", precision="int8")
+    for of, large, evidence, said in (
+        *((classifier, 7, measured, 1), (classifier, 8, measured, 0)),
+        *((classifier, 7, {}, 0), (of_int8, 7, measured, 0)),
+    ):
         monkeypatch.setattr(inference, "LARGE_FILE", large)
         monkeypatch.setattr(inference, "read_evidence", lambda evidence=evidence: evidence)
         caplog.clear()
-        label_texts(classifier, tmp_path)
+        label_texts(of, tmp_path)
         (tmp_path / "out.csv").unlink()
         assert [record.getMessage() for record in caplog.records] == [
             'precision "int8" labels 1.6 times as many rows a second; of 2000 validation rows 99.9 % kept their label'

@@ -1,8 +1,10 @@
 import hashlib
 import json
 import os
+import shutil
 import time
 import tracemalloc
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from lora_helpers.__main__ import main
 from lora_helpers.bases import PARAMETERS, compute_first_token_alone, load_base
 from lora_helpers.config import MPNET_BASE, ROBERTA_BASE, get_profile
 from lora_helpers.errors import InputError
-from lora_helpers.files.hub import base_identity
+from lora_helpers.files.hub import LOADED_FILES, base_identity
 from lora_helpers.files.places import portable_name
 from lora_helpers.inference import Classifier
 from lora_helpers.model import build_meta_model, build_model, count_parameters, parameter_table, shape_of
@@ -50,6 +52,19 @@ def test_mpnet_base_trains_as_many_numbers_as_roberta_base_counted_without_any_w
 
 def test_counts_without_weights_are_those_of_the_model_itself(tiny_config):
     assert count_parameters(build_meta_model(tiny_config)) == count_parameters(build_model(tiny_config)[0])
+
+
+def test_the_table_of_parameters_counts_each_once(tiny_config):
+    model, _ = build_model(tiny_config)
+    table, counts = parameter_table(model), count_parameters(model)
+    assert (
+        table["parameters"].to_dict()["all, each once"] == sum(p.numel() for p in model.parameters()) - counts["head"]
+    )
+    shares = table["% of all"].to_dict()
+    assert shares["all, each once"] == 100 and shares["trainable"] + shares["frozen base"] == pytest.approx(
+        100, abs=1e-3
+    )
+    assert shares["trainable"] == pytest.approx(100 * counts["trainable"] / counts["total"], abs=1e-4)
 
 
 @pytest.mark.slow
@@ -350,3 +365,14 @@ def test_names_are_portable_and_identities_follow_the_bytes(tiny_base):
     assert base_identity(str(tiny_base), None)["sha256"] != before
     config.write_text(text)
     assert base_identity(str(tiny_base), None)["sha256"] == before
+    assert base_identity(str(tiny_base), "0a" * 20)["revision"] is None  # a folder has none, whatever was asked for
+
+
+def test_all_that_tokenises_is_fetched_and_identifies_a_base(tiny_base, tmp_path):
+    base, names = shutil.copytree(tiny_base, tmp_path / "base"), ("vocab.txt", "vocab.json", "merges.txt", "spm.model")
+    seen = [base_identity(str(base), None)["sha256"]]
+    for name in (*names, "tokenizer_config.json"):
+        (base / name).write_text("other")
+        seen.append(base_identity(str(base), None)["sha256"])
+        assert any(fnmatch(name, pattern) for pattern in LOADED_FILES)
+    assert len({*seen}) == len(seen)

@@ -9,7 +9,7 @@ from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, MPNET_BASE, ROBERTA_B
 from lora_helpers.data import describe_source, load_split
 from lora_helpers.errors import InputError
 from lora_helpers.files import hub
-from lora_helpers.files.places import STAND_INS, full_name, local_folder, portable_name
+from lora_helpers.files.places import REPOSITORY, STAND_INS, find_folder, full_name, local_folder, portable_name
 
 SHORT = {"roberta-base": ROBERTA_BASE, "ag_news": AG_NEWS}
 
@@ -44,6 +44,13 @@ def test_the_variable_of_another_name_stands_in_for_nothing(monkeypatch, tmp_pat
 def test_a_folder_of_the_short_name_is_that_folder(tmp_path):
     (tmp_path / "roberta-base").mkdir()
     assert local_folder("roberta-base", "files") == tmp_path / "roberta-base"
+
+
+def test_a_folder_is_sought_here_first_then_in_the_repository_and_below_home(tmp_path):
+    assert find_folder("checkpoints/roberta-mini") == REPOSITORY / "checkpoints" / "roberta-mini"
+    (tmp_path / "checkpoints" / "roberta-mini").mkdir(parents=True)
+    assert find_folder("checkpoints/roberta-mini") == tmp_path / "checkpoints" / "roberta-mini"
+    assert find_folder("~/checkpoints") == tmp_path / "checkpoints" and find_folder("~/none") is None
 
 
 def test_a_short_name_has_the_pinned_commit_and_is_recorded_in_full():
