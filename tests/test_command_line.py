@@ -316,6 +316,14 @@ def test_a_dash_reads_a_text_a_line(capsys, monkeypatch):
     assert texts == ["The striker scored", "", "not UTF-8: ?"]
 
 
+@pytest.mark.slow
+def test_a_text_that_the_terminal_cannot_show_is_shown_by_its_number():
+    words = [sys.executable, "-m", "lora_helpers", "predict", CHECKPOINT, "Goal \u26bd"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Goal \\u26bd" in done.stdout, done.stderr
+
+
 # Interrupts
 
 

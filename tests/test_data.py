@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lora_helpers import data
-from lora_helpers.config import LABELS, get_profile
+from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, LABELS, get_profile
 from lora_helpers.data import _carve_validation, fingerprint, load_ag_news, load_split, read_rows, tokenize
 from lora_helpers.errors import InputError
 from lora_helpers.files.places import CHECKPOINTS
@@ -147,6 +147,18 @@ def test_the_hub_is_asked_for_the_same_files_and_no_other(tmp_path, monkeypatch)
         )
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
+
+
+@pytest.mark.parametrize("rows", [7, 9])
+def test_another_number_of_rows_under_the_pinned_commit_is_refused(tmp_path, monkeypatch, rows):
+    monkeypatch.delenv("AG_NEWS_DIR", raising=False)
+    monkeypatch.setattr(data, "HUB_ROWS", {"test": 8})
+    monkeypatch.setattr(data, "download", lambda *_, **__: tmp_path)
+    write_rows(tmp_path / "test.csv", make_rows(rows))
+    with pytest.raises(InputError, match=rf"{rows} rows with labels .*, wanted 8 .*; delete .* to download it again"):
+        load_split(AG_NEWS, "test", AG_NEWS_REVISION)
+    write_rows(tmp_path / "test.csv", make_rows(8))
+    assert len(load_split(AG_NEWS, "test", AG_NEWS_REVISION)) == 8
 
 
 def test_a_data_set_of_the_hub_brings_its_validation_rows_as_a_folder_does(tmp_path, monkeypatch):

@@ -79,6 +79,8 @@ def test_two_classifiers_are_compared_row_by_row():
     found = compare(first, second, references)
     assert found["difference"] == pytest.approx(0.06) and found["verdict"] == "ahead"
     assert found["p"] == pytest.approx(2 * 0.5**60)  # 60 rows against none
+    # By hand: 60.5 and 0.5 of 1,002 rows, 60 / 1002 = 0.05988, its error sqrt((61 / 1002 - 0.05988**2) / 1002) = 0.00756.
+    assert found["interval"] == pytest.approx([0.04506, 0.07470], abs=1e-5)
     assert compare(second, first, references)["verdict"] == "behind"
     # The same accuracies on rows that hardly overlap: the difference is as large, and far less sure.
     apart = compare(first, second[::-1], references)

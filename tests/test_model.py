@@ -67,6 +67,17 @@ def test_the_table_of_parameters_counts_each_once(tiny_config):
     assert shares["trainable"] == pytest.approx(100 * counts["trainable"] / counts["total"], abs=1e-4)
 
 
+def test_a_checkpoint_is_saved_without_asking_the_hub_about_its_base(tiny_config, tmp_path, monkeypatch):
+    def ask(*arguments, **named):
+        raise AssertionError(f"asked about {arguments}")
+
+    model, _ = build_model(tiny_config)
+    model.peft_config["default"].base_model_name_or_path = "someone/model"
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", ask)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
 @pytest.mark.slow
 def test_the_real_mpnet_base_has_the_profiles_shape_and_bytes(monkeypatch):
     if not os.environ.get("MPNET_BASE_DIR"):

@@ -237,3 +237,10 @@ def test_a_cache_that_another_program_filled_serves_where_the_hub_does_not_answe
     (snapshot / "model.safetensors").write_bytes(b"")
     assert hub.download(*ask, kind="model", instead="") == snapshot and len(asked) == 2  # it was asked first
     assert hub.is_at_hand("some/base", revision, kind="model")
+    snapshot = tmp_path / "datasets--some--data" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    ask = ("some/data", revision, ("train.csv", "train.parquet"))
+    with pytest.raises(InputError, match="no answer"):
+        hub.download(*ask, kind="dataset", instead="")
+    (snapshot / "train.parquet").write_bytes(b"")  # one of the files that could make the split
+    assert hub.download(*ask, kind="dataset", instead="") == snapshot
