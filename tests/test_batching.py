@@ -38,6 +38,7 @@ def test_the_order_of_training_is_the_one_of_the_committed_runs(epoch, first):
 def test_length_grouping_saves_what_it_claims():
     costs = padding_costs(LENGTHS, 16)
     assert costs["length-grouped"] < 1.1 < 1.4 < costs["random"] < costs["block"]
+    assert len({padding_costs(LENGTHS, 16, seed=seed)["random"] for seed in range(3)}) == 3
     costs = padding_costs([2] * 999 + [4] + [200], 16)  # a block of 1,000 rows, and one of one row
     assert costs["block"] == pytest.approx((1000 * 4 + 200) / (999 * 2 + 4 + 200))
     assert costs["fixed"] == pytest.approx(1001 * 128 / (999 * 2 + 4 + 128))
@@ -60,6 +61,13 @@ def test_token_batches_hold_every_row_once_within_the_budget(budget):
     assert all(len(b) == 1 or len(b) * LENGTHS[b].max() <= budget for b in batches)
     assert all((len(a) + 1) * LENGTHS[b[0]] > budget for a, b in pairwise(batches))  # not one row more had room
     assert batches_by_tokens([], budget) == []
+
+
+def test_rows_of_one_length_stay_in_the_order_given():
+    short, long = list(range(1, 2000, 2)), list(range(0, 2000, 2))
+    assert np.concatenate(batches_by_tokens([9, 3] * 1000, 64)).tolist() in (short + long, (short + long)[::-1])
+    ties = np.random.default_rng(0).permutation(2000)
+    assert np.concatenate(batches_by_tokens([5] * 2000, 64, ties=ties)).tolist() == ties.tolist()
 
 
 def test_padding_adds_a_mask_only_where_there_is_padding():

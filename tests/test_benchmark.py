@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lora_helpers.config import get_profile
 from lora_helpers.data import load_split
 from lora_helpers.evidence import plots, prediction_speed, training_speed
 from lora_helpers.evidence.study import compare_arms
@@ -282,3 +283,16 @@ def test_the_change_by_int8_is_what_int8_gains_or_loses(monkeypatch):
     found = prediction_speed.compare_precisions("mini", rounds=2)
     assert found["agreement"] == pytest.approx(0.9) and found["difference"] == pytest.approx(-0.1)
     assert found["verdict"] == "behind" and found["rows"] == len(rows) and found["speedup"] > 0
+
+
+def test_the_step_that_warms_up_is_not_timed(tiny_shape):
+    plan = plan_epoch("ours", sample_lengths(200), 3)
+    model, seconds = make_model(tiny_shape, get_profile("original")), iter([100.0, 1.0, 2.0, 3.0])
+    seen = []
+
+    def step(inputs, *, bfloat16):
+        seen.append(inputs["input_ids"].shape[1])
+        return next(seconds)
+
+    assert training_speed.take_steps(step, plan, model) == [1.0, 2.0, 3.0]
+    assert seen == [plan.widths[0], *plan.widths]

@@ -18,6 +18,7 @@ from lora_helpers.__main__ import main
 from lora_helpers.command_line import COMMANDS
 from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, PROFILES, RunConfig, describe_fields
 from lora_helpers.data import load_split
+from lora_helpers.errors import InputError
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.pretraining.config import PretrainingConfig
 from lora_helpers.records import read_record
@@ -33,6 +34,13 @@ def run(*arguments):
 def test_importing_the_package_loads_neither_torch_nor_transformers():
     code = "import sys, lora_helpers, lora_helpers.__main__; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+def test_what_the_package_tells_is_shown_and_an_error_is_one_line():
+    code = "import logging, lora_helpers; lora_helpers.quiet(); logging.getLogger('lora_helpers.data').info('told')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stderr == "told\n"
+    assert str(InputError("a file\nof two lines: no")) == "a file of two lines: no"
 
 
 @pytest.mark.slow

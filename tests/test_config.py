@@ -36,6 +36,16 @@ def test_a_configuration_survives_json(profile):
 def test_our_headline_profiles_train_rank_2_on_query_for_2400_steps_of_16(profile):
     c = get_profile(profile)
     assert (c.lora_rank, c.lora_targets, c.max_steps, c.batch_size, c.save_steps) == (2, ("query",), 2400, 16, 500)
+    assert (c.learning_rate, c.warmup_steps) == ({"mini-agnews": 2e-3, "roberta-base": 5e-4}[profile], 100)
+    assert (c.base_dropout, c.batch_order, c.mixed_precision, c.stratified) == (0.0, "length-grouped", True, True)
+
+
+def test_what_changes_no_number_is_no_difference():
+    config = get_profile("mini", report_to="tensorboard", eval_batch_size=7, committed_rows=True)
+    older = {name: value for name, value in get_profile("mini").to_dict().items() if name != "committed_rows"}
+    assert config.differences(older) == {}
+    assert config.replace(seed=7).differences(older) == {"seed": (7, 42)}
+    assert config.differences({name: value for name, value in older.items() if name != "seed"}) == {"seed": (42, None)}
 
 
 def test_full_is_called_roberta_base_now():
@@ -52,6 +62,7 @@ def test_an_unknown_profile_gets_the_nearest_known_one():
 def test_a_hub_name_with_a_commit_is_taken():
     named = get_profile("mini", base_model="someone/some-model", base_revision="0a" * 20)
     assert named.base_revision == "0a" * 20
+    assert named.replace(base_model="someone/some-model", seed=1).base_revision == "0a" * 20  # the same base
 
 
 def test_another_data_set_drops_the_old_commit(tmp_path):
@@ -63,6 +74,7 @@ def test_another_data_set_drops_the_old_commit(tmp_path):
     [
         ("max_steps", "60", 60), ("learning_rate", "1e-3", 1e-3), ("lora_targets", "query,value", ("query", "value")),
         ("stratified", "true", True), ("base_revision", "none", None), ("max_steps", "many", "many"),
+        ("lora_targets", "query, value", ("query", "value")), ("stratified", "False", False),
     ],
 )  # fmt: skip
 def test_the_command_line_gives_fields_their_type(name, text, value):
@@ -114,8 +126,9 @@ def test_a_described_field_stands_in_its_group_with_unit_and_help():
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"vocab_size": 100}, "vocab_size is 100, wanted at least 261"),
+        ({"vocab_size": 260}, "vocab_size is 260, wanted at least 261"),
         ({"mask_share": 0.0}, "mask_share is 0.0, wanted above 0, below 1"),
+        ({"mask_share": 1.0}, "mask_share is 1.0, wanted above 0, below 1"),
         ({"seed": -1, "hidden_size": "wide"}, "hidden_size is 'wide', wanted int; seed is -1, wanted 0 or more"),
         ({"hidden_size": 250}, r"hidden_size is 250, wanted a multiple of num_attention_heads \(4\)"),
     ],

@@ -88,6 +88,7 @@ def test_readme_comes_in_the_order_in_which_a_reader_asks():
 
 def test_the_documents_say_what_the_records_say():
     assert report.update_documents(check=True) == []
+    assert {REPOSITORY / "README.md", REPOSITORY / "roberta_lora_agnews.ipynb"} <= set(DOCUMENTS)
 
 
 @pytest.fixture

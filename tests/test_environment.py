@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy
@@ -58,6 +59,9 @@ def test_line_endings_change_nothing_and_a_move_between_files_does(repository):
     before = environment.describe_code(repository)["code_sha256"]
     for path in (*repository.rglob("*.py"), repository / "requirements.txt"):
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert environment.describe_code(repository)["code_sha256"] == before
+    (repository / "lora_helpers" / ".ipynb_checkpoints").mkdir()
+    (repository / "lora_helpers" / ".ipynb_checkpoints" / "first-checkpoint.py").write_text("a = 0\n")  # Jupyter's
     assert environment.describe_code(repository)["code_sha256"] == before
     (repository / "lora_helpers" / "first.py").write_bytes(b"a = 1\n")
     (repository / SECOND).write_bytes(b"b = 2\nc = 3\n")
@@ -119,6 +123,13 @@ def test_a_package_older_than_any_that_was_tested_is_refused(version, old, monke
     assert faults == wanted * old and any("transformers" in each for each in differences) == (not old)
 
 
+def test_a_build_of_the_pinned_version_is_no_other_version(monkeypatch):
+    stock = environment._version
+    pin = stock("torch").partition("+")[0]
+    monkeypatch.setattr(environment, "_version", lambda name: f"{pin}+cu130" if name == "torch" else stock(name))
+    assert not any("torch" in line for lines in environment.compare_with_pins() for line in lines)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak of memory cannot begin anew")
 def test_a_peak_of_memory_that_was_before_does_not_count():
     numpy.ones(40_000_000)  # 305 MiB, freed at once
@@ -126,6 +137,9 @@ def test_a_peak_of_memory_that_was_before_does_not_count():
     assert peak() < before - 200
     numpy.ones(20_000_000)
     assert 100 < peak() - environment.watch_peak_memory()() < 250
+    status = Path("/proc/self/status").read_text()
+    its = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    assert peak() == pytest.approx(int(its) / 1024, rel=0.02)  # KiB there
 
 
 def test_without_the_package_that_gathers_jupyters_parts_all_goes_on(monkeypatch):

@@ -233,6 +233,19 @@ def test_seeds_have_a_mean_and_a_standard_deviation_on_either_split(monkeypatch)
     }
 
 
+def test_the_committed_run_is_a_seed_of_its_profile_alone(monkeypatch):
+    made = []
+
+    def fake(config, folder):
+        made.append((config.seed, config.shuffled_labels, folder.name))
+        return records.read_record(CHECKPOINTS / "mini")
+
+    monkeypatch.setattr(study, "train_and_test", fake)
+    study.run_seeds("mini", (42, 43))
+    study.run_seeds("mini", (42,), shuffled_labels=True)
+    assert made == [(43, False, "mini-seed=43"), (42, True, "mini-shuffled_labels=True")]
+
+
 def test_every_row_is_seen_once_and_the_profile_itself_read_from_its_record(monkeypatch):
     config, asked = get_profile("mini-agnews"), []
 

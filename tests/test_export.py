@@ -193,3 +193,11 @@ def test_scores_on_the_bundled_rows_are_no_results_on_ag_news(tmp_path):
     card = card_of(export_checkpoint(run / f"checkpoint-{record['config']['max_steps']}", tmp_path / "mini"))
     assert f"{record['test']['accuracy']:.4f} on {record['test']['examples']:,} rows" in card.text
     assert not card.data.eval_results and not card.data.datasets and card.data.license == "other"
+
+
+def test_an_export_of_a_link_finds_its_record_and_its_tokenizer_cuts_by_itself(checkpoint, tmp_path):
+    (tmp_path / "link").symlink_to(checkpoint)
+    folder = export_checkpoint(tmp_path / "link", tmp_path / "mine")
+    assert "Validation accuracy" in card_of(folder).text
+    longest = json.loads((checkpoint / "manifest.json").read_text())["config"]["max_length"]
+    assert json.loads((folder / "tokenizer.json").read_text())["truncation"]["max_length"] == longest

@@ -110,8 +110,39 @@ def test_accuracies_of_runs_share_an_axis_and_stand_beside_simpler_models_of_the
     ]
     assert limits[0] == limits[1] and limits[2] == limits[3]
     assert not references & set(words(figures.draw_accuracy(mini)))  # evidence of another profile
-    record["data"]["sha256"]["validation"] = "other rows"
-    assert not references & set(words(figures.draw_accuracy(record)))
+    for split in ("validation", "train"):
+        other = record | {"data": {"sha256": record["data"]["sha256"] | {split: "other rows"}}}
+        assert not references & set(words(figures.draw_accuracy(other | {"data": record["data"] | other["data"]})))
+
+
+def test_a_class_without_rows_has_no_share_that_is_no_number(record):
+    record["test"]["confusion"][2] = [0, 0, 0, 0]
+    shown = words(figures.draw_confusion(record))
+    assert "0\n0.0%" in shown and not any("nan" in word for word in shown)
+
+
+def test_intervals_of_the_reliability_diagram_are_of_the_rows_that_were_right(record):
+    from scipy.stats import binomtest
+
+    record["test"]["calibration"]["bins"] = [{"confidence": 0.3, "accuracy": 29 / 100, "count": 100}]
+    drawn = figures.draw_reliability(record).axes[0].collections[0].get_segments()
+    ends = binomtest(29, 100).proportion_ci(method="wilson")
+    assert [tuple(each[:, 1]) for each in drawn] == [pytest.approx((ends.low, ends.high))]
+
+
+def test_a_figure_names_the_run_its_seed_and_its_code(tmp_path, monkeypatch, record):
+    write_record(tmp_path, record | {"config": record["config"] | {"seed": 7}})
+    told = []
+    monkeypatch.setattr(figures, "save", lambda figure, file, *about: told.append((file.name, *about)))
+    monkeypatch.chdir(tmp_path)
+    draw_figures(["."], tmp_path / "figures")
+    source = f"run {tmp_path.name}, seed 7"
+    assert told == [(f"{tmp_path.name}-{kind}.png", source, record["environment"]) for kind in FIGURES]
+
+
+def test_the_mean_length_is_of_rows(record):
+    tokens = [int(length) for length, rows in record["lengths"].items() for _ in range(rows)]
+    assert f"mean: {np.mean(tokens):.0f} tokens" in words(figures.draw_lengths(record))
 
 
 def test_the_cut_is_said_where_rows_were_cut(record):
@@ -173,6 +204,7 @@ def test_the_architecture_s_parts_add_up_for_other_encoders(kind):
     model = get_peft_model(base, make_lora_config(config, heads))
     facts = {"config": config.to_dict(), "shape": shape_of(model), "parameters": count_parameters(model)}
     parts = _count_parts(facts)
+    assert parts["lora_a_layer"] == 2 * (16 + 16)  # A and B, without the head
     frozen = {
         name: p.numel() for name, p in model.named_parameters() if not p.requires_grad and "classifier" not in name
     }

@@ -137,6 +137,17 @@ def test_less_precise_arithmetic_is_near_and_not_equal(tiny_run, classifier, pre
     assert found.dtype == np.float32 and classifier.precision == "float32"
 
 
+def test_in_int8_products_are_rounded_and_not_cut_off():
+    linear = torch.nn.Linear(64, 8, bias=False)
+    torch.nn.init.ones_(linear.weight)
+    inputs = torch.rand(50, 64, generator=torch.Generator().manual_seed(0))
+    inputs[:, 0], inputs[:, 1] = 0, 1  # the range of each
+    error = Int8Linear(linear)(inputs) - linear(inputs)
+    assert (
+        error.abs().max() < 0.06 and error.mean().abs() < 0.01
+    )  # cut off, each would lack 0.12; sums that overflow, half
+
+
 def test_in_int8_a_token_of_large_values_takes_nothing_from_the_others():
     layer, tokens = Int8Linear(torch.nn.Linear(64, 32)), torch.randn(10, 64)
     alone, tokens[0] = layer(tokens[1:]), 1000 * tokens[0]

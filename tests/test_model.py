@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lora_helpers.__main__ import main
-from lora_helpers.bases import PARAMETERS, compute_first_token_alone, load_base
+from lora_helpers.bases import PARAMETERS, compute_first_token_alone, load_base, read_shape
 from lora_helpers.config import MPNET_BASE, ROBERTA_BASE, get_profile
 from lora_helpers.errors import InputError
 from lora_helpers.files.hub import LOADED_FILES, base_identity
@@ -180,6 +180,32 @@ def test_dropout_is_the_runs(tiny_config):
     model, _ = build_model(tiny_config.replace(base_dropout=0.3, lora_dropout=0.2))
     found = {("lora" in name, m.p) for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
     assert found == {(False, 0.3), (True, 0.2)}
+
+
+@pytest.mark.parametrize("dropout", [None, 0.0, 0.3])
+def test_a_dropout_of_nothing_is_one_too_whatever_encoder_and_configuration(dropout, tmp_path):
+    from transformers import DistilBertConfig, RobertaConfig
+
+    for shape in (RobertaConfig(), DistilBertConfig()):
+        shape.save_pretrained(tmp_path)
+        found = read_shape(tmp_path, dropout).to_dict()
+        its = {
+            name: value
+            for name, value in found.items()
+            if "dropout" in name and name not in ("classifier_dropout", "qa_dropout")
+        }
+        wanted = {name: value if dropout is None else dropout for name, value in shape.to_dict().items() if name in its}
+        assert its == wanted and len(its) >= 2
+
+
+def test_a_base_may_have_more_rows_of_embeddings_than_tokens(tiny_base, tmp_path):
+    from transformers import AutoModelForMaskedLM
+
+    shutil.copytree(tiny_base, tmp_path / "wide")
+    model = AutoModelForMaskedLM.from_pretrained(tiny_base)
+    model.resize_token_embeddings(model.config.vocab_size + 7, mean_resizing=False)
+    model.save_pretrained(tmp_path / "wide")
+    assert load_base(str(tmp_path / "wide"), None)[0].config.vocab_size == model.config.vocab_size
 
 
 def test_everything_is_float32_whatever_the_file_holds(tiny_config):

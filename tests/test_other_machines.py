@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lora_helpers import environment
-from lora_helpers.arithmetic import find_device
+from lora_helpers.arithmetic import find_device, set_precision
 from lora_helpers.bases import load_base
 from lora_helpers.config import get_profile
 from lora_helpers.errors import InputError
@@ -74,6 +74,21 @@ def test_a_device_of_ones_own_choice_is_not_blamed_on_the_user(monkeypatch):
         find_device(None, "float32")
 
 
+def test_int8_is_the_cpus_whatever_else_there_is(monkeypatch):
+    monkeypatch.setattr("lora_helpers.arithmetic.best_device", lambda: torch.device("meta"))
+    assert find_device(None, "int8") == torch.device("cpu") and find_device(None, "bfloat16") == torch.device("meta")
+    with pytest.raises(InputError, match="precision is int8 and device meta: int8 is for the CPU; use bfloat16 there"):
+        find_device("meta", "int8")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_that_is_emulated_is_said_to_be_slow(fast, monkeypatch, caplog):
+    monkeypatch.setattr("lora_helpers.arithmetic.has_fast_bfloat16", lambda device: fast)
+    model = set_precision(torch.nn.Linear(2, 2), "bfloat16", torch.device("cpu"))
+    assert model.weight.dtype == torch.bfloat16
+    assert ["emulates bfloat16" in line.getMessage() for line in caplog.records] == [True] * (not fast)
+
+
 def test_a_batch_for_which_there_is_no_memory_is_split(classifier, monkeypatch):
     texts, refused, sizes = [f"word {i}" * (1 + i % 5) for i in range(40)], [], []
     wanted, whole = classifier.predict_probabilities(texts), classifier.model.forward
@@ -108,12 +123,13 @@ def plan_on_gpu(config, folder, monkeypatch):
 def test_tf32_is_off_for_an_exact_run_even_where_it_was_asked_for_and_is_given_back(tiny_config, tmp_path, monkeypatch):
     plan = plan_on_gpu(tiny_config.replace(mixed_precision=False), tmp_path, monkeypatch)
     before = torch.get_float32_matmul_precision()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     torch.set_float32_matmul_precision("high")
     try:
         with arguments.restored_precision():
-            arguments.make_arguments(plan)
-            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+            assert arguments.make_arguments(plan).mixed_precision == "no"
+            assert {each.matmul.fp32_precision for each in (torch.backends.cuda, torch.backends.mkldnn)} == {"ieee"}
+        assert {each.matmul.fp32_precision for each in (torch.backends.cuda, torch.backends.mkldnn)} == {"tf32"}
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -188,14 +204,15 @@ def test_a_reader_of_rows_that_the_system_ended_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("device", "dropout", "said"),
     [
-        ("NVIDIA H100", 0.05, "dropout masks and rounding"),
-        ("NVIDIA H100", 0.0, "rounding"),
-        ("CPU, 4 threads", 0.05, "rounding"),
+        ("NVIDIA H100", {"lora_dropout": 0.05}, "dropout masks and rounding"),
+        ("NVIDIA H100", {"base_dropout": 0.05}, "dropout masks and rounding"),
+        ("NVIDIA H100", {}, "rounding"),
+        ("CPU, 4 threads", {"lora_dropout": 0.05}, "rounding"),
     ],
 )
 def test_on_another_kind_of_device_other_units_drop_out(device, dropout, said, tmp_path, caplog):
     def describe(device):
-        config = {"base_dropout": 0.0, "lora_dropout": dropout}
+        config = {"base_dropout": 0.0, "lora_dropout": 0.0} | dropout
         its = {"environment": {"device": device}, "data": {"sha256": "0"}, "arithmetic": "float32", "world_size": 1}
         return its | {"config": config}
 

@@ -1,7 +1,11 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from lora_helpers.pretraining import trainer
 from lora_helpers.pretraining.config import PretrainingConfig
 from lora_helpers.pretraining.losses import MASK, compute_losses, mask_tokens
 from lora_helpers.pretraining.run import _find_stopped, build_masked_model, count_words, initialise_embeddings
@@ -78,6 +82,28 @@ def test_the_losses_fall_when_trained(rows):
         optimizer.zero_grad()
         history.append({name: loss.item() for name, loss in found.items()})
     assert all(history[-1][name] < history[0][name] - 0.3 for name in history[0])
+
+
+def test_padding_is_no_word_of_a_document(rows, monkeypatch):
+    monkeypatch.setattr("lora_helpers.pretraining.losses.mask_tokens", lambda ids, share: (ids, ids >= 5))
+    torch.manual_seed(0)
+    model, idf = build_masked_model(SMALL).eval(), torch.from_numpy(count_words(rows, SMALL.vocab_size)[1])
+    short, long = sorted((row[:20] if i else row[:5] for i, row in enumerate(rows[:2])), key=len)
+    alone = [compute_losses(model, [row], idf, SMALL, halves=False)["words"].item() for row in (short, long)]
+    together = compute_losses(model, [short, long], idf, SMALL, halves=False)["words"].item()
+    assert len(short) < len(long) and together == pytest.approx(np.mean(alone), abs=1e-4)
+
+
+def test_the_losses_are_weighted_as_the_configuration_says(monkeypatch):
+    losses = {name: torch.tensor(value) for name, value in (("masked", 1.0), ("words", 10.0), ("contrast", 100.0))}
+    asked = []
+    monkeypatch.setattr(trainer, "compute_losses", lambda *_, halves: asked.append(halves) or losses)
+    config = replace(SMALL, words_weight=0.5, contrast_weight=0.25)
+    made = SimpleNamespace(config=config, state=SimpleNamespace(global_step=3), sums={}, idf=None)
+    for step in (3, 4):
+        made.state.global_step = step
+        assert trainer.PretrainingTrainer.compute_loss(made, None, {"rows": []}).item() == 1 + 5 + 25
+    assert asked == [True, False] and made.sums == {"masked": 2.0, "words": 20.0, "contrast": 200.0}
 
 
 def test_a_pretraining_that_was_stopped_before_its_record_does_its_last_steps_again(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
+from lora_helpers.batching import LengthGroupedSampler
 from lora_helpers.checkpoints import list_checkpoints, load_checkpoint
 from lora_helpers.data import load_ag_news
 from lora_helpers.environment import trains_on_gpu
@@ -50,6 +51,8 @@ def test_the_first_evaluation_has_an_accuracy_and_the_last_step_is_logged(unbrok
     assert record == read_record(run_dir) and isinstance(record, RunRecord)
     best = max(record["checkpoints"].values(), key=lambda c: c["validation_accuracy"])
     assert record["checkpoints"][str(record["best_saved_step"])] == best
+    highest = max(row["eval_accuracy"] for row in rows)
+    assert record["best_evaluated_step"] == next(row["step"] for row in rows if row["eval_accuracy"] == highest)
 
 
 def test_a_record_holds_no_machine_path_and_no_environment(unbroken, monkeypatch):
@@ -400,6 +403,8 @@ def test_with_label_smoothing_the_validation_loss_is_smoothed_too(tiny_config, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "make_trainer", lambda plan: made.append(stock(plan)) or made[0])
         logged = validation_rows(train(config, tmp_path / "run"))[-1]["eval_loss"]
+    order = {"order": config.batch_order, "seed": config.seed}
+    assert list(made[0].sampler) == list(LengthGroupedSampler(made[0].sampler.lengths, config.batch_size, **order))
     found = made[0].predict(made[0].eval_dataset)
     logits, labels = torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)
     smoothed, plain = (torch.nn.functional.cross_entropy(logits, labels, label_smoothing=s) for s in (0.2, 0.0))
