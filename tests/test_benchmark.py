@@ -14,7 +14,15 @@ from lora_helpers.data import load_split
 from lora_helpers.evidence import plots, prediction_speed, training_speed
 from lora_helpers.evidence.study import compare_arms
 from lora_helpers.evidence.training_speed import FULL
-from lora_helpers.evidence.workload import PIPELINES, make_inputs, make_model, plan_epoch, sample_lengths, sample_texts
+from lora_helpers.evidence.workload import (
+    PIPELINES,
+    Plan,
+    make_inputs,
+    make_model,
+    plan_epoch,
+    sample_lengths,
+    sample_texts,
+)
 
 HAS_PEAK = sys.platform == "linux"  # elsewhere the peak of memory cannot begin anew and is None
 
@@ -296,3 +304,19 @@ def test_the_step_that_warms_up_is_not_timed(tiny_shape):
 
     assert training_speed.take_steps(step, plan, model) == [1.0, 2.0, 3.0]
     assert seen == [plan.widths[0], *plan.widths]
+
+
+def test_a_rate_is_of_an_epoch_whose_batches_are_wider_or_narrower_than_the_few_measured(tiny_shape, monkeypatch):
+    narrow = Plan(np.full((2, 16), 8), np.array([10, 10]), length=16.0, width=20.0)
+    monkeypatch.setattr(training_speed, "plan_epoch", lambda *_: narrow)
+    monkeypatch.setattr(training_speed, "take_steps", lambda *_, **__: [1.0, 3.0])
+    found = training_speed.measure_steps(tiny_shape, rounds=1, batches=2)["ours"]
+    assert found["examples_per_second"] == 16 / 2 * 10 / 20 and found["padding"] == 20 / 16
+
+
+def test_one_slow_round_does_not_count(tiny_shape, monkeypatch):
+    seconds = iter([4.0, 2.0, 3.0, 1.0, 100.0, 1.0])  # three batch sizes, then three rounds of the best
+    peer = SimpleNamespace(predict=lambda *_: None, batch_sizes=(1, 8, 32), measure=lambda *_: next(seconds))
+    monkeypatch.setattr(prediction_speed, "make_peers", lambda *_: {"pipeline": peer})
+    found = prediction_speed.measure_prediction(tiny_shape, rounds=3, rows=20)
+    assert found == {"pipeline": {"rows": 20, "rows_per_second": 20.0, "batch_size": 8}}

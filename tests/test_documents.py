@@ -230,6 +230,12 @@ def test_the_table_of_labels_ends_with_all_rows_which_are_compared_row_by_row():
     assert rows[0] == ("500", "85.0 ± 1.0", "85.0 ± 1.0", "+4.4 (+2.4 to +6.4)")
     assert rows[1][:3] == ("5,000", "94.0 ± 0.2", "90.0") and rows[1][3].startswith("ahead: +3.0 (")
     assert len(head) == 4 and len(rows) == 2
+    records["every-row"] |= {"profile": "mini-agnews", "batch_size": 32}
+    for run in records["every-row"]["runs"]:
+        run |= {"test_accuracy": run["test_predictions"].count("1") / 1000, "test_interval": [0.91, 0.95]}
+    row = results(records)["`mini-agnews`, batches of 32"]
+    assert row[:2] == ("0.9300", "0.910–0.950") and row[3:5] == ("70,916", "3,200")
+    assert row[2].startswith("0.4650 ± ") and row[5].startswith("ahead: +3.0 (")
 
 
 # --- commands and snippets

@@ -262,7 +262,7 @@ def test_every_row_is_seen_once_and_the_profile_itself_read_from_its_record(monk
     rows = records.read_record(CHECKPOINTS / "mini-agnews")["data"]["rows"]["train"]
     assert rows - 100 < asked[0].max_steps * asked[0].batch_size <= rows
     assert found["variants"]["half of the rows"]["difference"] == pytest.approx(0.01)
-    assert found["test_mean"] == pytest.approx(0.9) and len(found["runs"]) == 3
+    assert found["test_mean"] == pytest.approx(0.9) and len(found["runs"]) == 3 and found["batch_size"] == 32
 
 
 def test_scoring_again_changes_the_test_scores_of_a_record_and_nothing_else(tiny_run, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
+from lora_helpers import export
 from lora_helpers.checkpoints import load_checkpoint
 from lora_helpers.config import LABELS
 from lora_helpers.errors import InputError
@@ -201,3 +202,11 @@ def test_an_export_of_a_link_finds_its_record_and_its_tokenizer_cuts_by_itself(c
     assert "Validation accuracy" in card_of(folder).text
     longest = json.loads((checkpoint / "manifest.json").read_text())["config"]["max_length"]
     assert json.loads((folder / "tokenizer.json").read_text())["truncation"]["max_length"] == longest
+
+
+def test_an_adapter_for_a_base_of_another_name_names_no_commit_of_the_old_one(checkpoint, tmp_path):
+    model = load_checkpoint(checkpoint)[0]
+    model.peft_config["default"].revision = REVISION
+    export._write_adapter(model, tmp_path, "someone/tiny")
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (written["base_model_name_or_path"], written["revision"]) == ("someone/tiny", None)

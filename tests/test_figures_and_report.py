@@ -179,6 +179,10 @@ def test_the_architecture_counts_every_weight_and_is_drawn_to_scale(tmp_path, re
     sizes = [(round(p.get_width(), 4), round(p.get_height(), 4)) for p in patches if hasattr(p, "get_width")]
     thin = round(1.7 * 2 / 256, 4)
     assert {(1.7, 1.7), (1.7, thin), (thin, 1.7)} <= set(sizes)
+    record["shape"] |= {"W": [64, 256]}
+    oblong = [p for p in draw_architecture(record).axes[0].patches if hasattr(p, "get_width")]
+    assert (1.7, 0.425) in {(round(p.get_width(), 4), round(p.get_height(), 4)) for p in oblong}
+    record["shape"] |= {"W": [256, 256]}
     record["config"]["lora_targets"], record["config"]["lora_rank"] = ["value", "query"], 1
     record["shape"] |= {"A": [1, 256], "B": [256, 1]}
     shown = " ".join(words(draw_architecture(record)))

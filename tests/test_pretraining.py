@@ -8,7 +8,7 @@ import torch
 from lora_helpers.pretraining import trainer
 from lora_helpers.pretraining.config import PretrainingConfig
 from lora_helpers.pretraining.losses import MASK, compute_losses, mask_tokens
-from lora_helpers.pretraining.run import _find_stopped, build_masked_model, count_words, initialise_embeddings
+from lora_helpers.pretraining.run import _export, _find_stopped, build_masked_model, count_words, initialise_embeddings
 from lora_helpers.pretraining.trainer import TokenBudgetBatches
 
 SMALL = PretrainingConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_length=64)
@@ -104,6 +104,34 @@ def test_the_losses_are_weighted_as_the_configuration_says(monkeypatch):
         made.state.global_step = step
         assert trainer.PretrainingTrainer.compute_loss(made, None, {"rows": []}).item() == 1 + 5 + 25
     assert asked == [True, False] and made.sums == {"masked": 2.0, "words": 20.0, "contrast": 200.0}
+
+
+def test_losses_are_means_of_their_steps_and_evaluations_mask_the_same_tokens(rows, tmp_path):
+    config = replace(SMALL, eval_steps=10, save_steps=10, max_steps=20)
+    _, idf = count_words(rows, SMALL.vocab_size)
+    parts = {"rows": rows[:40], "validation": rows[40:60], "idf": idf}
+    made = trainer.PretrainingTrainer(config, tmp_path, build_masked_model(SMALL), **parts)
+    first = made.evaluate()
+    assert made.evaluate() == first and made.model.training and {"eval_masked_loss", "eval_words_loss"} <= first.keys()
+    made.state.global_step, made.sums = 10, {"masked": 30.0, "words": 50.0, "contrast": 10.0}
+    made.state.log_history.append({"seconds": 1000.0})  # of before it was stopped
+    logs = {"loss": 1.0}
+    made.log(logs)
+    assert [logs[f"{name}_loss"] for name in ("masked", "words", "contrast")] == [
+        3.0,
+        5.0,
+        2.0,
+    ]  # halves every other step
+    assert 1000 < logs["seconds"] < 1600 and made.sums == {}
+
+
+def test_a_base_is_written_in_half_and_read_in_full(tmp_path):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForMaskedLM
+
+    _export(build_masked_model(SMALL), SimpleNamespace(save_pretrained=lambda folder: None), tmp_path)
+    assert {each.dtype for each in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
+    assert {each.dtype for each in AutoModelForMaskedLM.from_pretrained(tmp_path).parameters()} == {torch.float32}
 
 
 def test_a_pretraining_that_was_stopped_before_its_record_does_its_last_steps_again(tmp_path):

@@ -18,7 +18,7 @@ from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.files.manifests import hash_file, read_manifest, seal
 from lora_helpers.files.places import MINI_NEWS
 from lora_helpers.processes import this_process
-from lora_helpers.records import RunRecord, read_record, validation_rows
+from lora_helpers.records import RunRecord, read_record, training_rows, validation_rows
 from lora_helpers.training import arguments, failures, trainer
 from lora_helpers.training.arguments import BFLOAT16, FLOAT32, Plan, choose_arithmetic, make_arguments
 from lora_helpers.training.run import next_run_dir, train
@@ -440,3 +440,22 @@ def test_norms_follow_the_formula(unbroken):
         assert first > second > 0 and math.hypot(first, second) == pytest.approx(by_hand, rel=1e-4)
         squares = (W.T @ W).double()  # its eigenvalues are the squares of W's singular values
         assert found["largest_of_W"] ** 2 == pytest.approx(torch.linalg.eigvalsh(squares)[-1].item(), rel=1e-4)
+
+
+def test_a_last_step_off_the_beat_is_logged_and_the_bar_ends_where_the_run_does(tiny_config, tmp_path, monkeypatch):
+    config, made, stock = tiny_config.replace(max_steps=5, eval_steps=2, save_steps=4), [], trainer.make_trainer
+    monkeypatch.setattr(trainer, "make_trainer", lambda plan: made.append(stock(plan)) or made[-1])
+    record = train(config, tmp_path / "run")
+    assert (
+        [row["step"] for row in training_rows(record)] == [row["step"] for row in validation_rows(record)] == [2, 4, 5]
+    )
+    train(config, tmp_path / "further", resume_from=tmp_path / "run" / "checkpoint-4")
+    assert [each.run.bar.n for each in made] == [5, 5]
+
+
+def test_a_checkpoint_needs_room_for_each_trained_weight_and_its_two_moments(tiny_config, tmp_path, monkeypatch):
+    model = torch.nn.Linear(2**20, 1, bias=False)
+    model.register_parameter("frozen", torch.nn.Parameter(torch.zeros(2**20), requires_grad=False))
+    monkeypatch.setattr(trainer.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    with pytest.raises(OSError, match=r"1\.0 MiB are free, a checkpoint needs 16\.0 MiB"):
+        trainer.require_room(SimpleNamespace(model=model, output_dir=tmp_path))

@@ -103,7 +103,7 @@ def see_every_row(profile: str = "mini-agnews", batch_size: int = 32, seeds: Seq
     found = repeat_seeds(profile, seeds, batch_size=batch_size, **ends)
     arms = {"every row once": found["runs"], "half of the rows": read_evidence()[f"{profile}-seeds"]["runs"]}
     accuracies = {arm: [row["validation_accuracy"] for row in rows] for arm, rows in arms.items()}
-    return {"profile": profile, "variants": compare_arms(accuracies)} | found
+    return {"profile": profile, "batch_size": batch_size, "variants": compare_arms(accuracies)} | found
 
 
 def choose_rate(profile: str = "mpnet-base", steps: int = 300) -> dict:

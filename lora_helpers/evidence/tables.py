@@ -57,6 +57,8 @@ def make_results(records: dict) -> Iterable[tuple[str, ...]]:
         yield (f"**{title}**, {find_value(records, f'{profiles[0]}.test.examples')} test rows",)
         for name in profiles:
             yield _describe_run(name, records)
+            if records.get("every-row", {}).get("profile") == name:
+                yield _describe_every_row(records["every-row"], records)
             yield from _describe_rivals(name, records)
         yield from _describe_linear_models(profiles, records)
     for title, accuracy, rows, *sizes in PUBLISHED:
@@ -74,6 +76,15 @@ def _describe_run(name: str, records: dict) -> tuple[str, ...]:
     spread = _spread(seeds, "test_accuracy") if len(seeds) > 1 else ""
     paired = _beside_linear(records, name, run.get("test", {}).get("predictions"))
     return f"`{name}`", accuracy, interval, spread, f"{run['parameters']['trainable']:,}", f"{seen:,}", *paired
+
+
+def _describe_every_row(part: dict, records: dict) -> tuple[str, ...]:
+    """The profile's steps with larger batches, which bring every labelled row, so there is but one linear model beside it."""
+    run, first, profile = records[part["profile"]], part["runs"][0], part["profile"]
+    seen, trained = run["last"]["step"] * part["batch_size"], run["parameters"]["trainable"]
+    scores = f"{first['test_accuracy']:.4f}", _interval(*first["test_interval"]), _spread(part["runs"], "test_accuracy")
+    paired = _beside_linear(records, profile, first["test_predictions"])[0]
+    return f"`{profile}`, batches of {part['batch_size']}", *scores, f"{trained:,}", f"{seen:,}", paired
 
 
 def _describe_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
