@@ -170,7 +170,7 @@ def verify(checkpoint) -> None:
 
 @command("--json bench.json", JSON)
 def bench(json_file) -> None:
-    """Measure training and prediction beside what people use today. Takes minutes on an otherwise idle machine."""
+    """Measure training and prediction beside what people use today. Takes half an hour of two otherwise idle cores."""
     import pandas as pd
 
     from .environment import environment

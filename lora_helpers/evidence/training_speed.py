@@ -28,7 +28,7 @@ BFLOAT16 = "-bfloat16"  # ends the name of a row that was computed in it
 IN_BFLOAT16 = ("trainer-default", "ours")  # pipelines that are measured in it too, where it is fast
 
 
-def run_benchmark(shapes: dict | None = None, *, rounds: int = 3, batches: int = 4, rows: int = 128) -> dict:
+def run_benchmark(shapes: dict | None = None, *, rounds: int = 5, batches: int = 4, rows: int = 128) -> dict:
     """Every measurement of a step and of prediction, for roberta-base's shape and the bundled base's, as one record."""
     steps, ahead, prediction = [], {}, {}
     ours = {"roberta-base": full_size_shape(ROBERTA_BASE), "roberta-mini": read_shape(REPOSITORY / ROBERTA_MINI)}
