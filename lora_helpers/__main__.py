@@ -208,7 +208,9 @@ def pretrain(output_dir, resume, **fields) -> None:
     print(f"{output_dir}: base model and record written; loss on validation text {loss:.3f} nats")
 
 
-@command("mini baselines", {"parts": {"nargs": "*", "metavar": "PART", "help": "default: committed runs and controls"}})
+@command(
+    "mini baselines", {"parts": {"nargs": "*", "metavar": "PART", "help": "default: all but those of hours or a GPU"}}
+)
 def evidence(parts) -> None:
     """Rerun the committed runs, controls and baselines, for maintainers. Takes hours and rewrites checkpoints/."""
     from .evidence.rebuild import rebuild

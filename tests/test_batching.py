@@ -65,7 +65,7 @@ def test_token_batches_hold_every_row_once_within_the_budget(budget):
 
 def test_rows_of_one_length_stay_in_the_order_given():
     short, long = list(range(1, 2000, 2)), list(range(0, 2000, 2))
-    assert np.concatenate(batches_by_tokens([9, 3] * 1000, 64)).tolist() in (short + long, (short + long)[::-1])
+    assert np.concatenate(batches_by_tokens([9, 3] * 1000, 64)).tolist() == short + long
     ties = np.random.default_rng(0).permutation(2000)
     assert np.concatenate(batches_by_tokens([5] * 2000, 64, ties=ties)).tolist() == ties.tolist()
 

@@ -272,7 +272,7 @@ def test_the_figure_of_learning_rates_goes_from_the_lowest_to_the_highest():
     assert axes.lines[0].get_ydata() == pytest.approx([0.45025, 0.451, 0.455])
 
 
-def test_the_change_by_int8_is_what_int8_gains_or_loses(monkeypatch):
+def test_the_difference_of_int8_is_its_accuracy_minus_that_of_float32(monkeypatch):
     """A made-up classifier that has every row right in float32, and one in ten wrong in int8."""
     rows = load_split("bundled", "validation")
     right = np.eye(4, dtype=np.float32)[np.array(rows["label"][:])]
@@ -306,7 +306,7 @@ def test_the_step_that_warms_up_is_not_timed(tiny_shape):
     assert seen == [plan.widths[0], *plan.widths]
 
 
-def test_a_rate_is_of_an_epoch_whose_batches_are_wider_or_narrower_than_the_few_measured(tiny_shape, monkeypatch):
+def test_rates_are_scaled_from_the_measured_batches_to_the_mean_width_of_an_epoch(tiny_shape, monkeypatch):
     narrow = Plan(np.full((2, 16), 8), np.array([10, 10]), length=16.0, width=20.0)
     monkeypatch.setattr(training_speed, "plan_epoch", lambda *_: narrow)
     monkeypatch.setattr(training_speed, "take_steps", lambda *_, **__: [1.0, 3.0])

@@ -153,7 +153,7 @@ def test_one_notice_names_the_columns_that_nobody_reads(tmp_path, suffix, caplog
     assert not caplog.records
 
 
-def test_the_index_that_pandas_writes_is_no_column_that_is_missed(tmp_path, caplog):
+def test_no_notice_names_the_index_column_that_pandas_writes(tmp_path, caplog):
     (tmp_path / "in.csv").write_text(",text\n0,a\n1,b\n")
     assert read(tmp_path / "in.csv") == [("a", None), ("b", None)] and not caplog.records
 

@@ -36,10 +36,13 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
-def test_what_the_package_tells_is_shown_and_an_error_is_one_line():
+def test_what_the_package_tells_is_shown():
     code = "import logging, lora_helpers; lora_helpers.quiet(); logging.getLogger('lora_helpers.data').info('told')"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stderr == "told\n"
+
+
+def test_an_error_is_one_line():
     assert str(InputError("a file\nof two lines: no")) == "a file of two lines: no"
 
 
@@ -78,7 +81,7 @@ def test_evaluate_scores_the_split_that_is_named_as_the_record_has_it(split, row
     assert capsys.readouterr().out.startswith(said)
 
 
-def test_evaluate_reads_the_split_of_the_hub_that_is_named(tmp_path, monkeypatch):
+def test_evaluate_reads_the_named_split_from_the_hub(monkeypatch):
     rows, asked = load_split("bundled", "test").select(range(8)), []
     monkeypatch.setattr("lora_helpers.data.load_split", lambda *words: asked.append(words) or rows)
     assert run("evaluate", CHECKPOINT, "--data", "hub", "--split", "validation") == 0

@@ -33,7 +33,7 @@ def test_a_configuration_survives_json(profile):
 
 
 @pytest.mark.parametrize("profile", ["mini-agnews", "roberta-base"])
-def test_our_headline_profiles_train_rank_2_on_query_for_2400_steps_of_16(profile):
+def test_the_recipe_of_our_headline_profiles(profile):
     c = get_profile(profile)
     assert (c.lora_rank, c.lora_targets, c.max_steps, c.batch_size, c.save_steps) == (2, ("query",), 2400, 16, 500)
     assert (c.learning_rate, c.warmup_steps) == ({"mini-agnews": 2e-3, "roberta-base": 5e-4}[profile], 100)

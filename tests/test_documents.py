@@ -207,7 +207,7 @@ def test_what_is_not_there_says_so_by_itself():
     assert {f"`{name}`" for name in PROFILES} <= set(found)
 
 
-def test_of_two_comparisons_that_with_more_seeds_is_shown():
+def test_of_two_comparisons_the_one_with_more_seeds_is_shown():
     def compared(*accuracies, profile="mpnet-base"):
         rows = [{"test_accuracy": each, "validation_accuracy": each, "test_predictions": "11"} for each in accuracies]
         rows = [row | {"learning_rate": 1e-3, "trained_parameters": 10} for row in rows]
@@ -224,13 +224,13 @@ def test_the_table_of_labels_ends_with_all_rows_which_are_compared_row_by_row():
     arm = {"mean": 0.85, "std": 0.01}
     arms = {"LoRA": arm, "linear model": arm | {"difference": 0.044, "interval": [0.024, 0.064]}}
     records["label-counts"] = {"profile": "mini-agnews", "sizes": [{"rows": 500, "arms": arms}]}
-    records["every-row"] = {"test_mean": 0.94, "test_std": 0.002}
+    records["every-row"] = {"profile": "mini-agnews", "batch_size": 32, "test_mean": 0.94, "test_std": 0.002}
     records["every-row"]["runs"] = [{"test_predictions": "1" * 930 + "0" * 70}, {"test_predictions": "0" * 1000}]
     head, *rows = tables.make_label_counts(records)
     assert rows[0] == ("500", "85.0 ± 1.0", "85.0 ± 1.0", "+4.4 (+2.4 to +6.4)")
     assert rows[1][:3] == ("5,000", "94.0 ± 0.2", "90.0") and rows[1][3].startswith("ahead: +3.0 (")
     assert len(head) == 4 and len(rows) == 2
-    records["every-row"] |= {"profile": "mini-agnews", "batch_size": 32}
+    assert len(list(tables.make_label_counts(records | {"label-counts": {}}))) == 2
     for run in records["every-row"]["runs"]:
         run |= {"test_accuracy": run["test_predictions"].count("1") / 1000, "test_interval": [0.91, 0.95]}
     row = results(records)["`mini-agnews`, batches of 32"]

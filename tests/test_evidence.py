@@ -256,7 +256,7 @@ def test_every_row_is_seen_once_and_the_profile_itself_read_from_its_record(monk
     known = [{"validation_accuracy": 0.91 + seed / 1000, "test_accuracy": 0.8} for seed in (1, 2, 3)]
     monkeypatch.setattr(study, "run_seeds", fake_seeds)
     monkeypatch.setattr(study, "read_evidence", lambda: {"mini-agnews-seeds": {"runs": known}})
-    found = study.see_every_row(seeds=(1, 2, 3))
+    found = study.train_on_every_row(seeds=(1, 2, 3))
     changed = {"batch_size": (32, 16), "eval_steps": (2400, 100), "save_steps": (2400, 500)}
     assert [each.differences(config.to_dict()) for each in asked] == [changed]
     rows = records.read_record(CHECKPOINTS / "mini-agnews")["data"]["rows"]["train"]

@@ -190,7 +190,7 @@ def test_a_record_of_other_weights_gives_a_card_no_numbers(checkpoint, tiny_run,
 def test_scores_on_the_bundled_rows_are_no_results_on_ag_news(tmp_path):
     """The base is computed from AG News all the same, and its terms go along."""
     run = AGNEWS.with_name("mini")
-    record = json.loads((run / "run.json").read_text())
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     card = card_of(export_checkpoint(run / f"checkpoint-{record['config']['max_steps']}", tmp_path / "mini"))
     assert f"{record['test']['accuracy']:.4f} on {record['test']['examples']:,} rows" in card.text
     assert not card.data.eval_results and not card.data.datasets and card.data.license == "other"
@@ -201,7 +201,8 @@ def test_an_export_of_a_link_finds_its_record_and_its_tokenizer_cuts_by_itself(c
     folder = export_checkpoint(tmp_path / "link", tmp_path / "mine")
     assert "Validation accuracy" in card_of(folder).text
     longest = json.loads((checkpoint / "manifest.json").read_text())["config"]["max_length"]
-    assert json.loads((folder / "tokenizer.json").read_text())["truncation"]["max_length"] == longest
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    assert tokenizer["truncation"]["max_length"] == longest
 
 
 def test_an_adapter_for_a_base_of_another_name_names_no_commit_of_the_old_one(checkpoint, tmp_path):

@@ -111,11 +111,11 @@ def test_accuracies_of_runs_share_an_axis_and_stand_beside_simpler_models_of_the
     assert limits[0] == limits[1] and limits[2] == limits[3]
     assert not references & set(words(figures.draw_accuracy(mini)))  # evidence of another profile
     for split in ("validation", "train"):
-        other = record | {"data": {"sha256": record["data"]["sha256"] | {split: "other rows"}}}
-        assert not references & set(words(figures.draw_accuracy(other | {"data": record["data"] | other["data"]})))
+        data = record["data"] | {"sha256": record["data"]["sha256"] | {split: "other rows"}}
+        assert not references & set(words(figures.draw_accuracy(record | {"data": data})))
 
 
-def test_a_class_without_rows_has_no_share_that_is_no_number(record):
+def test_a_class_without_rows_has_shares_of_zero(record):
     record["test"]["confusion"][2] = [0, 0, 0, 0]
     shown = words(figures.draw_confusion(record))
     assert "0\n0.0%" in shown and not any("nan" in word for word in shown)

@@ -183,7 +183,7 @@ def test_dropout_is_the_runs(tiny_config):
 
 
 @pytest.mark.parametrize("dropout", [None, 0.0, 0.3])
-def test_a_dropout_of_nothing_is_one_too_whatever_encoder_and_configuration(dropout, tmp_path):
+def test_every_dropout_of_an_encoder_is_replaced_by_0_too_and_kept_if_none_is_given(dropout, tmp_path):
     from transformers import DistilBertConfig, RobertaConfig
 
     for shape in (RobertaConfig(), DistilBertConfig()):

@@ -18,7 +18,8 @@ SHORT = {"roberta-base": ROBERTA_BASE, "ag_news": AG_NEWS}
 def no_stand_ins(monkeypatch, tmp_path):
     for variable in STAND_INS.values():
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for home in ("HOME", "USERPROFILE"):  # the latter on Windows
+        monkeypatch.setenv(home, str(tmp_path))
     monkeypatch.chdir(tmp_path)
 
 

@@ -126,7 +126,7 @@ def test_losses_are_means_of_their_steps_and_evaluations_mask_the_same_tokens(ro
     assert 1000 < logs["seconds"] < 1600 and made.sums == {}
 
 
-def test_a_base_is_written_in_half_and_read_in_full(tmp_path):
+def test_a_base_is_written_in_float16_and_read_in_float32(tmp_path):
     from safetensors.torch import load_file
     from transformers import AutoModelForMaskedLM
 

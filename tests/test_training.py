@@ -42,7 +42,7 @@ def unbroken(tmp_path_factory, tiny_config):
     return tiny_config, run_dir, train(tiny_config, run_dir)
 
 
-def test_the_first_evaluation_has_an_accuracy_and_the_last_step_is_logged(unbroken):
+def test_the_log_begins_with_an_accuracy_ends_with_the_last_step_and_names_the_best(unbroken):
     _, run_dir, record = unbroken
     rows = validation_rows(record)
     assert rows[0]["step"] == 10 and 0 <= rows[0]["eval_accuracy"] <= 1
@@ -392,12 +392,11 @@ def test_training_keeps_to_the_cpu_where_there_is_no_cuda(tiny_config, tmp_path,
     """Apple's GPU is an accelerator to torch, but no checkpoint holds its random state."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    made = make_arguments(plan_of(tiny_config.replace(eval_batch_size=7), tmp_path))
-    assert (made.per_device_eval_batch_size, made.per_device_train_batch_size) == (7, tiny_config.batch_size)
+    made = make_arguments(plan_of(tiny_config, tmp_path))
     assert made.use_cpu and made.device.type == "cpu" and this_process().device.type == "cpu"
 
 
-def test_with_label_smoothing_the_validation_loss_is_smoothed_too(tiny_config, tmp_path):
+def test_the_trainer_orders_rows_as_configured_and_smooths_the_validation_loss_too(tiny_config, tmp_path):
     config = tiny_config.replace(label_smoothing_factor=0.2, max_steps=10, eval_steps=10, save_steps=10)
     made, stock = [], trainer.make_trainer
     with pytest.MonkeyPatch.context() as patch:
@@ -419,9 +418,10 @@ def test_the_arguments_take_every_field_that_transformers_calls_the_same(tiny_co
     }  # fmt: skip
     names = {field.name for field in fields(tiny_config)} & {field.name for field in fields(TrainingArguments)}
     assert names == unusual.keys() | {"report_to"}
-    made = make_arguments(plan_of(tiny_config.replace(**unusual, batch_size=5), tmp_path))
+    changed = tiny_config.replace(**unusual, batch_size=5, eval_batch_size=7, mixed_precision=False)
+    made = make_arguments(plan_of(changed, tmp_path))
     assert {name: getattr(made, name) for name in unusual} == unusual
-    assert made.per_device_train_batch_size == 5 and made.logging_steps == 3
+    assert (made.per_device_train_batch_size, made.per_device_eval_batch_size, made.logging_steps) == (5, 7, 3)
     with pytest.raises(InputError, match="report_to is 'tensorbord': .*; install the tracker, or use none"):
         make_arguments(plan_of(tiny_config.replace(report_to="tensorbord"), tmp_path))
 

@@ -62,7 +62,8 @@ def draw_learning_rates(evidence: dict) -> Figure:
 
 
 def draw_label_counts(evidence: dict) -> Figure:
-    """Test accuracy by the number of labelled training rows, of `mini-agnews` and of a linear model on the same rows."""
+    """Test accuracy by the number of labelled training rows, of `mini-agnews` (with all of them: `every-row`) and of a
+    linear model on the same rows."""
     study, figure, axes = evidence["label-counts"], *make_axes()
     lora = {size["rows"]: [run["accuracy"] for run in size["runs"]] for size in study["sizes"]}
     linear = {size["rows"]: [run["linear"]["accuracy"] for run in size["runs"]] for size in study["sizes"]}

@@ -151,8 +151,11 @@ def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     source = f"evidence bench, {machine['processor']}, {machine['cores']} cores"
     drawn = {"throughput": (draw_throughput(evidence["bench"]), source, machine)}
     drawn["studies"] = draw_studies(evidence), "evidence", latest
-    for part, draw_part in (("learning-rates", draw_learning_rates), ("label-counts", draw_label_counts)):
-        drawn[part] = draw_part(evidence), f"evidence {part}", evidence[part]["environment"]
+    for parts, draw_parts in (
+        (("learning-rates",), draw_learning_rates),
+        (("label-counts", "every-row"), draw_label_counts),
+    ):
+        drawn[parts[0]] = draw_parts(evidence), f"evidence {', '.join(parts)}", evidence[parts[-1]]["environment"]
     files = {Path(output_dir) / f"{name}.png": each for name, each in drawn.items()}
     for file, (figure, *about) in files.items():
         save(figure, file, *about)
@@ -190,7 +193,7 @@ PARTS = {
     "test-scores": score_again,
     "mini-seeds": partial(study.repeat_seeds, "mini"),
     "mini-agnews-seeds": partial(study.repeat_seeds, "mini-agnews", study.MORE_SEEDS),
-    "every-row": study.see_every_row,
+    "every-row": study.train_on_every_row,
     "mpnet-rates": study.choose_rate,
     "mpnet-resumed": partial(resume_again, "mpnet-base"),
     "ablations": partial(study.run_study, study.ABLATIONS),
@@ -223,7 +226,7 @@ PARTS = {
     "mpnet-rivals-seeds": partial(_load_and_run, "rivals", "measure_full_size"),
     "figures": draw,
 }
-# Run only if named: parts that take hours, change committed runs or need a GPU.
+# Run only if named: what committed runs rest on, their scores anew, and what takes hours or a GPU.
 OF_MPNET = ("mpnet-rates", "mpnet-resumed", "mpnet-rivals", "mpnet-int8")
 ON_GPU = (*(part for part in PARTS if part.startswith("gpu-")), "mpnet-rivals-seeds", "mpnet-studies")
 HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", "every-row", *OF_MPNET)

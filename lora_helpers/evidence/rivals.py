@@ -58,7 +58,7 @@ def measure_rivals(
     rates: dict[str, Sequence[float]] | None = None, with_probes: bool = True, **changes,
 ) -> dict:  # fmt: skip
     """Every arm on validation and test rows with its seeds (LoRA with all of them), the learning rates tried, and, if
-    `with_probes`, logistic regression on the frozen base's vectors."""
+    `with_probes`, logistic regression on the frozen base's vectors and on LSA's."""
     seeds = max(rivals.values(), key=len)
     config, tried = get_profile(profile, seed=seeds[0], **changes), {}
     splits, test = load_ag_news(config), load_split(config.dataset, "test", config.dataset_revision)

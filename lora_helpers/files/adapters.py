@@ -102,7 +102,7 @@ def require_quick_patterns(folder: Path, lora: LoraConfig, names: Collection[str
     try:
         subprocess.run(trial, input=tried, text=True, capture_output=True, timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
-        slow = f"matching its patterns ({patterns[0]!r:.80}, …) takes more than {SECONDS} s; list the modules' names"
+        slow = f"matching its patterns (first {patterns[0]!r:.80}) takes more than {SECONDS} s; list the modules' names"
         raise CheckFailed(f"{folder / ADAPTER_CONFIG}: {slow}") from error
 
 

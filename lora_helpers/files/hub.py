@@ -21,7 +21,7 @@ from .places import STAND_INS, full_name, local_folder, portable_name
 # Everything that decides what a base computes; other files of a folder (a card, a record) do not count.
 IDENTITY_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model")
 LOADED_FILES = ("*.json", *IDENTITY_FILES)  # what is fetched of a repository: no pickle, no other framework's weights
-SECONDS = 2  # time limit for a connection to the Hub or its proxy
+SECONDS = 2  # time limit for a connection to the Hub or its proxy, and for the answer that `is_at_hand` waits for
 
 logger = logging.getLogger(__name__)
 
