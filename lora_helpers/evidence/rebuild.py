@@ -151,11 +151,9 @@ def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     source = f"evidence bench, {machine['processor']}, {machine['cores']} cores"
     drawn = {"throughput": (draw_throughput(evidence["bench"]), source, machine)}
     drawn["studies"] = draw_studies(evidence), "evidence", latest
-    for parts, draw_parts in (
-        (("learning-rates",), draw_learning_rates),
-        (("label-counts", "every-row"), draw_label_counts),
-    ):
-        drawn[parts[0]] = draw_parts(evidence), f"evidence {', '.join(parts)}", evidence[parts[-1]]["environment"]
+    rates, labels = (evidence[part]["environment"] for part in ("learning-rates", "every-row"))
+    drawn["learning-rates"] = draw_learning_rates(evidence), "evidence learning-rates", rates
+    drawn["label-counts"] = draw_label_counts(evidence), "evidence label-counts, every-row", labels
     files = {Path(output_dir) / f"{name}.png": each for name, each in drawn.items()}
     for file, (figure, *about) in files.items():
         save(figure, file, *about)

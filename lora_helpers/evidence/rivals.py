@@ -41,7 +41,7 @@ from ..files.places import RUNS
 from ..model import build_meta_model, count_parameters
 from ..training.arguments import Plan, make_arguments, restored_precision
 from .baselines import fit_linear, rows_in_batches
-from .study import MORE_SEEDS, SEEDS, compare_arms, run_folder, run_seeds, train_and_test
+from .study import MORE_SEEDS, SEEDS, at_its_end, compare_arms, run_folder, run_seeds, train_and_test
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +95,7 @@ def measure_rivals(
 
 def measure_full_size(profile: str = "mpnet-base") -> dict:
     """Three seeds of each arm, evaluated at the end, as in `study.run_study`, which shares the runs of LoRA."""
-    ends = dict.fromkeys(("eval_steps", "save_steps"), get_profile(profile).max_steps)
-    arms = dict.fromkeys(RIVALS, SEEDS)
+    arms, ends = dict.fromkeys(RIVALS, SEEDS), at_its_end(get_profile(profile))
     return measure_rivals(profile, arms, rates=RATES_AT_FULL_SIZE, with_probes=False, **ends)
 
 
@@ -104,7 +103,6 @@ def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 20
     """LoRA with few labels: the profile's steps on `sizes` training rows, drawn anew by each seed and by class, beside a
     linear model that is fitted on the same rows. The latter is chosen on the validation rows, which are labelled too."""
     config, found = get_profile(profile), []
-    at_the_end = dict.fromkeys(("eval_steps", "save_steps"), config.max_steps)
     splits, test = load_ag_news(config), load_split(config.dataset, "test", config.dataset_revision)
     for size in sizes:
         runs = []
@@ -114,7 +112,7 @@ def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 20
             folder.mkdir(parents=True, exist_ok=True)
             for split, rows in (("train", part), ("validation", splits.validation), ("test", test)):
                 rows.to_parquet(folder / f"{split}.parquet")
-            its = get_profile(profile, dataset=str(folder), seed=seed, **at_the_end)
+            its = get_profile(profile, dataset=str(folder), seed=seed, **at_its_end(config))
             scores = train_and_test(its, run_folder(its))["test"]
             linear = fit_linear(replace(splits, train=part), test)
             kept = {key: scores[key] for key in ("accuracy", "predictions")}

@@ -49,11 +49,16 @@ BASES = {"pretrained": {}, "random": {"random_base": True}}  # what rests on the
 LEARNING_RATES = {"2e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "4e-3", "8e-3")}
 
 
+def at_its_end(config: RunConfig) -> dict[str, int]:
+    """Fields of a run that is evaluated and saved at its end, which is all that a study compares."""
+    return dict.fromkeys(("eval_steps", "save_steps"), config.max_steps)
+
+
 def run_study(arms: dict[str, dict], *, profile: str = "mini-agnews", seeds: Sequence[int] = MORE_SEEDS) -> dict:
     """Validation accuracy of every arm and seed, and how each arm compares with the first; see `compare_arms`."""
-    runs, steps = {}, get_profile(profile).max_steps
-    for arm, fields in arms.items():  # evaluated at the end, which is all that is compared
-        configs = [get_profile(profile, seed=seed, eval_steps=steps, save_steps=steps, **fields) for seed in seeds]
+    runs, ends = {}, at_its_end(get_profile(profile))
+    for arm, fields in arms.items():
+        configs = [get_profile(profile, seed=seed, **ends, **fields) for seed in seeds]
         runs[arm] = [train_once(config) for config in configs]
     found = compare_arms({arm: [row["validation_accuracy"] for row in rows] for arm, rows in runs.items()})
     code = sorted({row["code"] for rows in runs.values() for row in rows})
@@ -99,8 +104,7 @@ def run_seeds(profile: str, seeds: Sequence[int], **fields) -> list[dict]:
 def train_on_every_row(profile: str = "mini-agnews", batch_size: int = 32, seeds: Sequence[int] = MORE_SEEDS) -> dict:
     """The profile with larger batches: with 32 its steps see all but 78 of the training rows once, not half of them; beside
     the profile itself, by seed, as `repeat_seeds` recorded it."""
-    ends = dict.fromkeys(("eval_steps", "save_steps"), get_profile(profile).max_steps)
-    found = repeat_seeds(profile, seeds, batch_size=batch_size, **ends)
+    found = repeat_seeds(profile, seeds, batch_size=batch_size, **at_its_end(get_profile(profile)))
     arms = {"every row once": found["runs"], "half of the rows": read_evidence()[f"{profile}-seeds"]["runs"]}
     accuracies = {arm: [row["validation_accuracy"] for row in rows] for arm, rows in arms.items()}
     return {"profile": profile, "batch_size": batch_size, "variants": compare_arms(accuracies)} | found

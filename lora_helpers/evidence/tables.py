@@ -133,6 +133,10 @@ def _points(found: dict, decimals: int = 1) -> str:
     return f"{middle} ({low} to {high})"
 
 
+def _in_percent(middle: float, deviation: float, decimals: int = 1) -> str:
+    return f"{100 * middle:.{decimals}f} ± {100 * deviation:.{decimals}f}"
+
+
 def _describe_linear_models(profiles: list[str], records: dict) -> Iterable[tuple[str, ...]]:
     fits, baselines = {}, records.get("baselines", {})
     for name, linear in ((name, baselines[name]) for name in profiles if name in baselines):
@@ -171,7 +175,7 @@ def make_study(part: str, records: dict) -> Iterable[tuple[str, ...]]:
     yield "arm", "mean ± standard deviation", f"`{next(iter(arms), 'ours')}` minus it (95 % interval)"
     for name, arm in arms.items():
         ahead = _points(arm, 2) if "difference" in arm else ""
-        yield f"`{name}`", f"{100 * arm['mean']:.2f} ± {100 * arm['std']:.2f}", ahead
+        yield f"`{name}`", _in_percent(arm["mean"], arm["std"], 2), ahead
 
 
 def make_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
@@ -193,10 +197,10 @@ def make_label_counts(records: dict) -> Iterable[tuple[str, ...]]:
     yield "labelled rows", "LoRA", "linear model", "LoRA minus it (95 % interval)"
     sizes, every_row = records.get("label-counts", {}).get("sizes", ()), records.get("every-row")
     for size in sizes:
-        both = (f"{100 * arm['mean']:.1f} ± {100 * arm['std']:.1f}" for arm in size["arms"].values())
+        both = (_in_percent(arm["mean"], arm["std"]) for arm in size["arms"].values())
         yield f"{size['rows']:,}", *both, _points(size["arms"]["linear model"])
     if every_row:
-        ours = f"{100 * every_row['test_mean']:.1f} ± {100 * every_row['test_std']:.1f}"
+        ours = _in_percent(every_row["test_mean"], every_row["test_std"])
         linear = records["baselines"][every_row["profile"]]["all_rows"]
         paired = _beside_linear(records, every_row["profile"], every_row["runs"][0]["test_predictions"])[0]
         yield f"{linear['train_rows']:,}", ours, f"{100 * linear['accuracy']:.1f}", paired
