@@ -20,7 +20,7 @@ LABELS = ("World", "Sports", "Business", "Sci/Tech")  # label 0-3; the CSV files
 PRECISIONS = ("float32", "bfloat16", "int8")  # of prediction
 
 # A resumed run may differ in them: they change nothing that is computed, or only rows, whose fingerprints are compared.
-MAY_DIFFER = {"report_to", "eval_batch_size", "committed_rows"}
+MAY_DIFFER = {"report_to", "eval_batch_size", "committed_rows", "validation_share"}
 SOURCES = {"base_model": "base_revision", "dataset": "dataset_revision"}  # what has a name, and its commit on the Hub
 
 _data, _model, _lora = partial(setting, "data"), partial(setting, "model"), partial(setting, "LoRA")
@@ -39,6 +39,9 @@ class RunConfig:
     )
     committed_rows: bool = _data(False, "flag", "use only the AG News training rows that the committed runs had")
     validation_size: int = _data(640, "count", "taken from train, unless the data bring their own", "rows")
+    validation_share: float = _data(
+        0.0, "share", "of the texts, chosen by a hash of each, validate; if 0, `validation_size` drawn rows", "share"
+    )
     stratified: bool = _data(False, "flag", "the validation rows have the class shares of train")
     split_seed: int = _data(42, "seed", "draws the validation rows, the same ones whatever the run's seed")
     shuffled_labels: bool = _data(False, "flag", "training labels permuted (a negative control)")
@@ -99,6 +102,8 @@ class RunConfig:
         unknown = [f"unknown field {name!r}{nearest(name, names)}" for name in changes if name not in names]
         if unknown:
             raise InputError("configuration: " + "; ".join(unknown))
+        if "validation_size" in changes:  # who asks for a number of rows gets it
+            changes.setdefault("validation_share", 0.0)
         for name, revision in SOURCES.items():
             if name in changes and changes[name] != getattr(self, name):  # the old commit does not apply
                 changes.setdefault(revision, PINNED.get(places.full_name(str(changes[name]))))
@@ -160,8 +165,8 @@ PROFILES = {
     "mini": _MINI,
     # The same small base on real AG News; its five checkpoints are committed.
     "mini-agnews": _MINI.replace(
-        profile="mini-agnews", dataset=AG_NEWS, dataset_revision=AG_NEWS_REVISION, validation_size=2000,
-        learning_rate=2e-3, warmup_steps=100, max_steps=2400, eval_steps=100, save_steps=500,
+        profile="mini-agnews", dataset=AG_NEWS, dataset_revision=AG_NEWS_REVISION, validation_share=0.08,
+        learning_rate=2e-3, warmup_steps=100, batch_size=32, max_steps=2400, eval_steps=250, save_steps=500,
     ),
     # The recipe of a course project, number by number (the defaults above).
     "original": RunConfig(),

@@ -113,9 +113,8 @@ def fingerprint(rows: Dataset) -> str:
 def row_marks(rows: Dataset) -> list[bytes]:
     """By row the first bytes of the SHA-256 of its label and of the letters and digits of its text, case aside: copies of
     AG News differ in blanks and punctuation."""
-    letters = (re.sub(r"[\W_]+", "", text.casefold()) for text in rows["text"][:])
-    told = (f"{label} {text}" for label, text in zip(rows["label"][:], letters, strict=True))
-    return [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:MARK_BYTES] for text in told]
+    letters = map(_letters, rows["text"][:])
+    return [_digest(f"{label} {text}")[:MARK_BYTES] for label, text in zip(rows["label"][:], letters, strict=True)]
 
 
 def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
@@ -128,6 +127,14 @@ def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
         "length": [len(row) for row in ids],
     }
     return Dataset.from_dict(columns | ({"labels": rows["label"][:]} if "label" in rows.column_names else {}))
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text.casefold())
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _as_dataset(texts: list[str], labels: list[int]) -> Dataset:
@@ -194,6 +201,8 @@ def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Datas
             found = super().__getitem__(key)
             return found[:] if isinstance(key, str) else found
 
+    if config.validation_share:
+        return _carve_by_hash(train, config.validation_share)
     size, stratify = config.validation_size, "label" if config.stratified else None
     if size >= len(train) - config.batch_size:
         raise InputError(f"validation_size is {size} of {len(train)} rows; more than {config.batch_size} must remain")
@@ -204,3 +213,13 @@ def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Datas
     except ValueError as error:  # fewer rows than classes, on one side or the other
         raise InputError(f"validation_size is {size} of {len(train)} rows: {first_line(error)}") from error
     return train.select(parts["train"]["row"][:]), train.select(parts["test"]["row"][:])
+
+
+def _carve_by_hash(train: Dataset, share: float) -> tuple[Dataset, Dataset]:
+    """`train` without the texts whose hash lies in the lowest `share`, and these: whatever other rows there are, a text is
+    always on the same side, so that what was pretrained on one copy of the data can be validated on another."""
+    limit = int(share * 2**64)
+    low = np.array([int.from_bytes(_digest(_letters(text))[:8]) < limit for text in train["text"][:]])
+    if low.all() or not low.any():
+        raise InputError(f"validation_share is {share} of {len(train)} rows: one side is empty; say validation_size")
+    return train.select(np.flatnonzero(~low)), train.select(np.flatnonzero(low))

@@ -191,7 +191,7 @@ PARTS = {
     "test-scores": score_again,
     "mini-seeds": partial(study.repeat_seeds, "mini"),
     "mini-agnews-seeds": partial(study.repeat_seeds, "mini-agnews", study.MORE_SEEDS),
-    "every-row": study.train_on_every_row,
+    "batch-sizes": partial(study.run_study, study.BATCH_SIZES),
     "mpnet-rates": study.choose_rate,
     "mpnet-resumed": partial(resume_again, "mpnet-base"),
     "ablations": partial(study.run_study, study.ABLATIONS),
@@ -227,5 +227,5 @@ PARTS = {
 # Run only if named: what committed runs rest on, their scores anew, and what takes hours or a GPU.
 OF_MPNET = ("mpnet-rates", "mpnet-resumed", "mpnet-rivals", "mpnet-int8")
 ON_GPU = (*(part for part in PARTS if part.startswith("gpu-")), "mpnet-rivals-seeds", "mpnet-studies")
-HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", "every-row", *OF_MPNET)
+HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", "batch-sizes", *OF_MPNET)
 NAMED_ALONE = ("base", "rows", "test-scores", *HOURS, *ON_GPU)

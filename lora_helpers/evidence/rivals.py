@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 # Seeds and learning rates to choose from; a full fine-tuning takes a quarter of an hour of one core.
 RIVALS = {"head alone": MORE_SEEDS, "full fine-tuning": SEEDS}
 RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (3e-5, 1e-4, 3e-4, 1e-3)}
-RATES_AT_FULL_SIZE = RATES | {"full fine-tuning": (1e-5, 3e-5, 1e-4)}
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regressions
 AT_ONCE = 4096  # rows whose vectors share a file of checkpoints/runs/: at full size some minutes of two cores
 
@@ -94,9 +93,8 @@ def measure_rivals(
 
 
 def measure_full_size(profile: str = "mpnet-base") -> dict:
-    """Three seeds of each arm, evaluated at the end, as in `study.run_study`, which shares the runs of LoRA."""
-    arms, ends = dict.fromkeys(RIVALS, SEEDS), at_its_end(get_profile(profile))
-    return measure_rivals(profile, arms, rates=RATES_AT_FULL_SIZE, with_probes=False, **ends)
+    """LoRA and the head alone with three seeds, evaluated at the end, as in `study.run_study`, which shares the runs of LoRA."""
+    return measure_rivals(profile, {"head alone": SEEDS}, with_probes=False, **at_its_end(get_profile(profile)))
 
 
 def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 2000, 8000, 32_000)) -> dict:

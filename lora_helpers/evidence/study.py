@@ -17,7 +17,7 @@ from ..data import load_split
 from ..environment import code_mark, environment
 from ..files.places import CHECKPOINTS, RUNS
 from ..inference import Classifier, evaluate_classifier
-from ..records import RunRecord, read_evidence, read_record, validation_rows, write_record
+from ..records import RunRecord, read_record, validation_rows, write_record
 from ..training.run import train
 
 SEEDS, MORE_SEEDS = (42, 43, 44), (42, 43, 44, 45, 46)
@@ -45,6 +45,7 @@ AT_FULL_SIZE = {  # of `mpnet-base`
     "on value": {"lora_targets": ("v",)},
     "on query and value at rank 1": {"lora_targets": ("q", "v"), "lora_rank": 1, "lora_alpha": 2.0},
 }
+BATCH_SIZES = {"batches of 32": {}, "batches of 16": {"batch_size": 16}}  # these see half of the rows
 BASES = {"pretrained": {}, "random": {"random_base": True}}  # what rests on the pretraining
 LEARNING_RATES = {"2e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "4e-3", "8e-3")}
 
@@ -99,15 +100,6 @@ def run_seeds(profile: str, seeds: Sequence[int], **fields) -> list[dict]:
         scores = {f"test_{key}": record["test"][key] for key in ("accuracy", "interval", "predictions")}
         rows.append(_describe(record) | scores)
     return rows
-
-
-def train_on_every_row(profile: str = "mini-agnews", batch_size: int = 32, seeds: Sequence[int] = MORE_SEEDS) -> dict:
-    """The profile with larger batches: with 32 its steps see all but 78 of the training rows once, not half of them; beside
-    the profile itself, by seed, as `repeat_seeds` recorded it."""
-    found = repeat_seeds(profile, seeds, batch_size=batch_size, **at_its_end(get_profile(profile)))
-    arms = {"every row once": found["runs"], "half of the rows": read_evidence()[f"{profile}-seeds"]["runs"]}
-    accuracies = {arm: [row["validation_accuracy"] for row in rows] for arm, rows in arms.items()}
-    return {"profile": profile, "batch_size": batch_size, "variants": compare_arms(accuracies)} | found
 
 
 def choose_rate(profile: str = "mpnet-base", steps: int = 300) -> dict:

@@ -23,10 +23,10 @@ class PretrainingConfig:
     max_length: int = _model(128, "length", "longest document, special tokens included; the rest is cut off", "tokens")
     embedding_scale: float = _model(0.05, "positive", "standard deviation of the initial token embeddings")
 
-    max_steps: int = _optimisation(8000, "count", "8,000 * 3,072 tokens = 25 million, 6 epochs", "optimizer steps")
-    batch_tokens: int = _optimisation(3072, "count", "an optimizer step", "tokens")
+    max_steps: int = _optimisation(10_000, "count", "10,000 * 16,384 tokens are some 40 epochs", "optimizer steps")
+    batch_tokens: int = _optimisation(16_384, "count", "an optimizer step, padding included", "tokens")
     learning_rate: float = _optimisation(1e-3, "positive", "at its peak; decays linearly to 0")
-    warmup_steps: int = _optimisation(400, "not negative", "the rate rises from 0 during these", "optimizer steps")
+    warmup_steps: int = _optimisation(500, "not negative", "the rate rises from 0 during these", "optimizer steps")
     weight_decay: float = _optimisation(0.01, "not negative", "of AdamW", "per unit of learning rate")
     seed: int = _optimisation(42, "seed", "of weights, batch order and masks")
 
@@ -36,8 +36,8 @@ class PretrainingConfig:
     contrast_weight: float = _losses(0.5, "not negative", 'of the loss "which halves belong together"')
     temperature: float = _losses(0.05, "positive", "of the contrastive softmax")
 
-    eval_steps: int = _evaluation(250, "count", "between two rows of the log", "optimizer steps")
-    save_steps: int = _evaluation(500, "count", "between two checkpoints", "optimizer steps")
+    eval_steps: int = _evaluation(500, "count", "between two rows of the log", "optimizer steps")
+    save_steps: int = _evaluation(1000, "count", "between two checkpoints", "optimizer steps")
 
     def __post_init__(self):
         require_valid(self, "pretraining", _at_odds)

@@ -24,26 +24,34 @@ def compute_losses(model, documents: list[list[int]], idf, config: PretrainingCo
     """The losses of one batch: `masked`, `words` and, with `halves`, `contrast`; each a scalar in nats.
 
     `documents` are token ids without special tokens; by `idf` <float32>[vocabulary], inverse document frequency, rare
-    words count more in `words`; with `halves` each document is fed as two, cut at random near its middle.
+    words count more in `words`; with `halves` each document is fed as two, cut at random near its middle. On a GPU the
+    model computes in bfloat16, the losses in float32.
     """
     device = model.device
     parts = _cut_in_halves(documents) if halves else documents
-    inputs = {name: tensor.to(device) for name, tensor in pad([[BOS, *part, EOS] for part in parts], PAD).items()}
+    inputs = pad([[BOS, *part, EOS] for part in parts], PAD)
     ids = inputs.pop("input_ids")
     noisy, masked = mask_tokens(ids, config.mask_share)
-    hidden = model.roberta(input_ids=noisy, **inputs).last_hidden_state  # <float32>[rows, longest, hidden]
-    found = {"masked": functional.cross_entropy(model.lm_head(hidden[masked]), ids[masked])}
+    # All is drawn and counted on the CPU: asking a GPU which tokens are masked would wait for it.
+    places, wanted = masked.flatten().nonzero()[:, 0].to(device), ids[masked].to(device)
+    words = pad(documents, PAD)["input_ids"].to(device)
+    copies = (2 if halves else 1, 1)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        hidden = model.roberta(
+            input_ids=noisy.to(device), **{name: tensor.to(device) for name, tensor in inputs.items()}
+        ).last_hidden_state  # <float32>[rows, longest, hidden]
+        guessed = model.lm_head(hidden.flatten(0, 1)[places])
+        told = model.lm_head(hidden[:, 0])
+    found = {"masked": functional.cross_entropy(guessed.float(), wanted)}
 
     # Every word of the whole document, also of the half that this row does not show.
-    words = pad(documents, PAD)["input_ids"].to(device)
     weight = idf[words] * (words != PAD)
     weight = weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    copies = (2 if halves else 1, 1)
-    likely = model.lm_head(hidden[:, 0]).log_softmax(dim=-1).gather(1, words.repeat(copies))
+    likely = told.float().log_softmax(dim=-1).gather(1, words.repeat(copies))
     found["words"] = -(likely * weight.repeat(copies)).sum(dim=1).mean()
 
     if halves:  # InfoNCE over the batch, both ways (van den Oord et al. 2018, eq. 4)
-        first, second = functional.normalize(hidden[:, 0], dim=-1).chunk(2)
+        first, second = functional.normalize(hidden[:, 0].float(), dim=-1).chunk(2)
         similarity = first @ second.T / config.temperature
         own = torch.arange(len(documents), device=device)
         found["contrast"] = sum(functional.cross_entropy(each, own) for each in (similarity, similarity.T)) / 2

@@ -70,11 +70,12 @@ class PretrainingTrainer(Trainer):
         super().__init__(model, arguments, train_dataset=rows, eval_dataset=validation)
         self.config, self.sums, self.lap = config, {}, time.monotonic()
         self.batches = TokenBudgetBatches([len(row) + 2 for row in rows], config.batch_tokens, config.seed)
-        self.quiz = batches_by_tokens([len(row) + 2 for row in validation], 4 * config.batch_tokens)
+        self.quiz = batches_by_tokens([len(row) + 2 for row in validation], config.batch_tokens)
         self.idf = torch.from_numpy(idf).to(arguments.device)
 
     def get_train_dataloader(self):
-        named = {"batch_sampler": self.batches, "collate_fn": lambda batch: {"rows": batch}}
+        # An array of lists: lists alone accelerate and the Trainer would search for tensors, number by number.
+        named = {"batch_sampler": self.batches, "collate_fn": lambda batch: {"rows": np.fromiter(batch, object)}}
         return self.accelerator.prepare(torch.utils.data.DataLoader(self.train_dataset, **named))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -82,7 +83,7 @@ class PretrainingTrainer(Trainer):
         config, halves = self.config, self.state.global_step % 2 == 1
         found = compute_losses(model, inputs["rows"], self.idf, config, halves=halves)
         for name, loss in found.items():
-            self.sums[name] = self.sums.get(name, 0.0) + loss.item()
+            self.sums[name] = self.sums.get(name, 0.0) + loss.detach()  # a number would wait for the GPU at every step
         loss = found["masked"] + config.words_weight * found["words"]
         return loss + config.contrast_weight * found.get("contrast", 0.0)
 
@@ -93,7 +94,7 @@ class PretrainingTrainer(Trainer):
             before = max((row.get("seconds", 0.0) for row in self.state.log_history), default=0.0)
             logs["seconds"] = before + time.monotonic() - self.lap
             self.lap = time.monotonic()
-            logs |= {f"{name}_loss": total / steps[name] for name, total in self.sums.items()}
+            logs |= {f"{name}_loss": float(total) / steps[name] for name, total in self.sums.items()}
             self.sums = {}
         super().log(logs, start_time)
 
