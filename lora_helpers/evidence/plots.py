@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 from ..figures import BLUE, GREEN, GREY, ORANGE, SMALL, make_axes
 
 STUDIES = {  # parts, where they were run, and what they ask
-    "ablations": "itself without a shortcut",
+    "batch-sizes": "smaller batches",
     "places": "adapters in another place",
-    "ranks": "another rank",
     "rivals": "other weights trained",
 }
 
@@ -62,14 +61,10 @@ def draw_learning_rates(evidence: dict) -> Figure:
 
 
 def draw_label_counts(evidence: dict) -> Figure:
-    """Test accuracy by the number of labelled training rows, of `mini-agnews` (with all of them: `every-row`) and of a
-    linear model on the same rows."""
+    """Test accuracy by the number of labelled training rows, of `mini-agnews` and of a linear model on the same rows."""
     study, figure, axes = evidence["label-counts"], *make_axes()
     lora = {size["rows"]: [run["accuracy"] for run in size["runs"]] for size in study["sizes"]}
     linear = {size["rows"]: [run["linear"]["accuracy"] for run in size["runs"]] for size in study["sizes"]}
-    whole = evidence["baselines"][study["profile"]]["all_rows"]
-    lora[whole["train_rows"]] = [run["test_accuracy"] for run in evidence["every-row"]["runs"]]
-    linear[whole["train_rows"]] = [whole["accuracy"]]
     _plot_ranges(axes, lora, "{:,}", color=BLUE, marker="o", label="LoRA")
     _plot_ranges(axes, linear, "{:,}", color=ORANGE, marker="s", label="linear model")
     axes.set(xlabel="labelled training rows", ylabel="share of test rows right", title="Accuracy by labelled rows")

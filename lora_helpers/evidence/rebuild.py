@@ -151,9 +151,9 @@ def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     source = f"evidence bench, {machine['processor']}, {machine['cores']} cores"
     drawn = {"throughput": (draw_throughput(evidence["bench"]), source, machine)}
     drawn["studies"] = draw_studies(evidence), "evidence", latest
-    rates, labels = (evidence[part]["environment"] for part in ("learning-rates", "every-row"))
+    rates, labels = (evidence[part]["environment"] for part in ("learning-rates", "label-counts"))
     drawn["learning-rates"] = draw_learning_rates(evidence), "evidence learning-rates", rates
-    drawn["label-counts"] = draw_label_counts(evidence), "evidence label-counts, every-row", labels
+    drawn["label-counts"] = draw_label_counts(evidence), "evidence label-counts", labels
     files = {Path(output_dir) / f"{name}.png": each for name, each in drawn.items()}
     for file, (figure, *about) in files.items():
         save(figure, file, *about)
@@ -220,7 +220,7 @@ PARTS = {
     "gpu-course": partial(_load_and_run, "gpu", "time_course"),
     "gpu-batches": partial(_load_and_run, "gpu", "time_batch_sizes"),
     "gpu-compiled": partial(_load_and_run, "gpu", "time_batch_sizes", compiled=True),
-    "mpnet-studies": partial(study.run_study, study.AT_FULL_SIZE, profile="mpnet-base", seeds=study.SEEDS),
+    "mpnet-studies": partial(study.run_study, study.AT_FULL_SIZE, profile="mpnet-base", seeds=study.SEEDS, tested=True),
     "mpnet-rivals-seeds": partial(_load_and_run, "rivals", "measure_full_size"),
     "figures": draw,
 }

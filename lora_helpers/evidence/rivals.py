@@ -38,7 +38,6 @@ from ..evaluation import to_digits
 from ..files.hub import base_files, base_identity
 from ..files.manifests import write_atomically
 from ..files.places import RUNS
-from ..model import build_meta_model, count_parameters
 from ..training.arguments import Plan, make_arguments, restored_precision
 from .baselines import fit_linear, rows_in_batches
 from .study import MORE_SEEDS, SEEDS, at_its_end, compare_arms, run_folder, run_seeds, train_and_test
@@ -71,9 +70,7 @@ def measure_rivals(
     kept = {part: Dataset.from_dict(each).with_format("numpy") for part, each in kept.items()}
     given = {"head alone": (kept, default_data_collator)}
     given |= {"full fine-tuning": (rows, DataCollatorWithPadding(tokenizer))}
-    trained = count_parameters(build_meta_model(config))["trainable"]
-    facts = {"learning_rate": config.learning_rate, "trained_parameters": trained}
-    arms = {"LoRA": [row | facts for row in run_seeds(profile, seeds, **changes)]}
+    arms = {"LoRA": [row | {"learning_rate": config.learning_rate} for row in run_seeds(profile, seeds, **changes)]}
     base = base_identity(config.base_model, config.base_revision)["sha256"]
     mark = hashlib.sha256(f"{base} {splits.fingerprints()}".encode()).hexdigest()[:10]
     for arm, its_seeds in rivals.items():

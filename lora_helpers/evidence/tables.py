@@ -57,8 +57,7 @@ def make_results(records: dict) -> Iterable[tuple[str, ...]]:
         yield (f"**{title}**, {find_value(records, f'{profiles[0]}.test.examples')} test rows",)
         for name in profiles:
             yield _describe_run(name, records)
-            if name in records and records.get("every-row", {}).get("profile") == name:
-                yield _describe_every_row(records["every-row"], records)
+            yield from _describe_variants(name, records)
             yield from _describe_rivals(name, records)
         yield from _describe_linear_models(profiles, records)
     for title, accuracy, rows, *sizes in PUBLISHED:
@@ -78,26 +77,30 @@ def _describe_run(name: str, records: dict) -> tuple[str, ...]:
     return f"`{name}`", accuracy, interval, spread, f"{run['parameters']['trainable']:,}", f"{seen:,}", *paired
 
 
-def _describe_every_row(part: dict, records: dict) -> tuple[str, ...]:
-    """The profile's steps with larger batches, which bring all but 78 labelled rows: one linear model is beside it."""
-    run, first, profile = records[part["profile"]], part["runs"][0], part["profile"]
-    seen, trained = run["last"]["step"] * part["batch_size"], run["parameters"]["trainable"]
-    scores = f"{first['test_accuracy']:.4f}", _interval(*first["test_interval"]), _spread(part["runs"], "test_accuracy")
-    paired = _beside_linear(records, profile, first["test_predictions"])[0]
-    return f"`{profile}`, batches of {part['batch_size']}", *scores, f"{trained:,}", f"{seen:,}", paired
+def _describe_variants(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
+    """Other recipes of a profile, where a study scored them on its test split; the linear model on all rows is beside
+    them, since they saw other rows than the profile."""
+    studies = (part.get("variants", {}) for part in records.values() if part.get("profile") == profile)
+    for arm, found in (pair for study in studies for pair in [*study.items()][1:] if "runs" in pair[1]):
+        paired = _beside_linear(records, profile, found["runs"][0]["test_predictions"])[0]
+        yield *_describe_runs(f"`{profile}`, {arm}", found["runs"]), f"{found['runs'][0]['labelled_rows']:,}", paired
+
+
+def _describe_runs(title: str, runs: list[dict]) -> tuple[str, ...]:
+    """Model to trained parameters: accuracy and interval of the first seed's run, and all seeds'."""
+    first = runs[0]
+    interval = _interval_of(first["test_accuracy"], len(first["test_predictions"]))
+    spread = _spread(runs, "test_accuracy") if len(runs) > 1 else ""
+    return title, f"{first['test_accuracy']:.4f}", interval, spread, f"{first['trained_parameters']:,}"
 
 
 def _describe_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
     """What else was done with the base of a profile, on the same rows and steps: of each the run of the first seed."""
     for arm, found in find_rivals(profile, records)["arms"].items():
         if arm != "LoRA":
-            run = found["runs"][0]
-            spread = _spread(found["runs"], "test_accuracy") if len(found["runs"]) > 1 else ""
             seen = f"{records['baselines'][profile]['rows_seen']['train_rows']:,}"
-            paired = _beside_linear(records, profile, run["test_predictions"])
-            sizes = f"{run['trained_parameters']:,}", seen
-            interval = _interval_of(run["test_accuracy"], len(run["test_predictions"]))
-            yield f"its base, {arm}", f"{run['test_accuracy']:.4f}", interval, spread, *sizes, *paired
+            paired = _beside_linear(records, profile, found["runs"][0]["test_predictions"])
+            yield *_describe_runs(f"its base, {arm}", found["runs"]), seen, *paired
 
 
 def _interval_of(accuracy: float, rows: int) -> str:
@@ -178,6 +181,19 @@ def make_study(part: str, records: dict) -> Iterable[tuple[str, ...]]:
         yield f"`{name}`", _in_percent(arm["mean"], arm["std"], 2), ahead
 
 
+def make_batch_sizes(records: dict) -> Iterable[tuple[str, ...]]:
+    """Examples a second and peak memory of a step on a GPU, by the rows of a batch."""
+    kinds, rows = ("bfloat16", "float32"), records.get("gpu-batches", {}).get("rows", [])
+    yield "rows", *(f"{kind}, {what}" for kind in kinds for what in ("examples/s", "GiB"))
+    for size in dict.fromkeys(row["batch_size"] for row in rows):
+        found = {row["arithmetic"]: row for row in rows if row["batch_size"] == size}
+        cells = (
+            (f"{found[kind]['examples_per_second']:,.0f}", FORMS["GiB"](found[kind]["peak_memory_mib"]))
+            for kind in kinds
+        )
+        yield f"{size}", *(cell for pair in cells for cell in pair)
+
+
 def make_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
     """What LoRA adds to the head alone and lacks of full fine-tuning: means over seeds, and row by row at the first seed."""
     head = "trained", "learning rate", "validation accuracy", "test accuracy"
@@ -192,18 +208,11 @@ def make_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
 
 
 def make_label_counts(records: dict) -> Iterable[tuple[str, ...]]:
-    """LoRA beside a linear model by the number of labelled rows: test accuracy in %, and points between them, paired by seed;
-    in the last row (LoRA saw all but 78), where the linear model has no seed, row by row at LoRA's first."""
+    """LoRA beside a linear model by the number of labelled rows: test accuracy in %, and points between, paired by seed."""
     yield "labelled rows", "LoRA", "linear model", "LoRA minus it (95 % interval)"
-    sizes, every_row = records.get("label-counts", {}).get("sizes", ()), records.get("every-row")
-    for size in sizes:
+    for size in records.get("label-counts", {}).get("sizes", ()):
         both = (_in_percent(arm["mean"], arm["std"]) for arm in size["arms"].values())
         yield f"{size['rows']:,}", *both, _points(size["arms"]["linear model"])
-    if every_row:
-        ours = _in_percent(every_row["test_mean"], every_row["test_std"])
-        linear = records["baselines"][every_row["profile"]]["all_rows"]
-        paired = _beside_linear(records, every_row["profile"], every_row["runs"][0]["test_predictions"])[0]
-        yield f"{linear['train_rows']:,}", ours, f"{100 * linear['accuracy']:.1f}", paired
 
 
 TABLES: dict[str, Callable[[dict], Iterable[tuple[str, ...]]]] = {
@@ -212,8 +221,9 @@ TABLES: dict[str, Callable[[dict], Iterable[tuple[str, ...]]]] = {
     "prediction-speed-table": make_prediction_speed,
     **{
         f"{part}-table": partial(make_study, part)
-        for part in ("ablations", "places", "ranks", "learning-rates", "every-row")
+        for part in ("ablations", "places", "ranks", "learning-rates", "batch-sizes", "mpnet-studies")
     },
+    "gpu-batches-table": make_batch_sizes,
     "label-counts-table": make_label_counts,
     "rivals-table": partial(make_rivals, "mini-agnews"),
     "mpnet-rivals-table": partial(make_rivals, "mpnet-base"),
