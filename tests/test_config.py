@@ -35,14 +35,22 @@ def test_a_configuration_survives_json(profile):
 @pytest.mark.parametrize("profile", ["mini-agnews", "roberta-base"])
 def test_the_recipe_of_our_headline_profiles(profile):
     c = get_profile(profile)
-    assert (c.lora_rank, c.lora_targets, c.max_steps, c.batch_size, c.save_steps) == (2, ("query",), 2400, 16, 500)
-    assert (c.learning_rate, c.warmup_steps) == ({"mini-agnews": 2e-3, "roberta-base": 5e-4}[profile], 100)
+    assert (c.lora_rank, c.lora_targets, c.max_steps, c.save_steps) == (2, ("query",), 2400, 500)
+    its = {"mini-agnews": (32, 2e-3, 0.08), "roberta-base": (16, 5e-4, 0.0)}[profile]
+    assert (c.batch_size, c.learning_rate, c.validation_share, c.warmup_steps) == (*its, 100)
     assert (c.base_dropout, c.batch_order, c.mixed_precision, c.stratified) == (0.0, "length-grouped", True, True)
 
 
+def test_who_asks_for_a_number_of_validation_rows_gets_it():
+    assert get_profile("mini-agnews", validation_size=100).validation_share == 0
+    assert get_profile("mini-agnews", validation_size=100, validation_share=0.2).validation_share == 0.2
+    assert get_profile("mini-agnews", seed=7).validation_share == 0.08
+
+
 def test_what_changes_no_number_is_no_difference():
-    config = get_profile("mini", report_to="tensorboard", eval_batch_size=7, committed_rows=True)
-    older = {name: value for name, value in get_profile("mini").to_dict().items() if name != "committed_rows"}
+    config = get_profile("mini", report_to="tensorboard", eval_batch_size=7, committed_rows=True, validation_share=0.1)
+    younger = ("committed_rows", "validation_share")
+    older = {name: value for name, value in get_profile("mini").to_dict().items() if name not in younger}
     assert config.differences(older) == {}
     assert config.replace(seed=7).differences(older) == {"seed": (7, 42)}
     assert config.differences({name: value for name, value in older.items() if name != "seed"}) == {"seed": (42, None)}

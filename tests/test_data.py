@@ -77,6 +77,29 @@ def test_more_than_a_batch_of_rows_is_left_for_training():
         _carve_validation(rows, get_profile("mini", validation_size=64, batch_size=16))
 
 
+def test_by_its_hash_a_text_is_on_one_side_whatever_other_rows_there_are():
+    """So that of any copy of the data the base, which was pretrained on the training side, has read no validation row."""
+    config = get_profile("mini", validation_share=0.08)
+    rows = data._as_dataset([f"Item {i} of the news" for i in range(4000)], [0, 1, 2, 3] * 1000)
+    train, validation = (part["text"][:] for part in _carve_validation(rows, config))
+    assert not {*train} & {*validation} and len(train) + len(validation) == 4000
+    assert 0.065 < len(validation) / 4000 < 0.095  # three standard deviations
+    fewer = rows.shuffle(seed=1).select(range(900))
+    assert {*_carve_validation(fewer, config.replace(split_seed=7))[1]["text"]} == {*validation} & {*fewer["text"]}
+    spelt = data._as_dataset([text.upper() + " .." for text in validation], [1] * len(validation))
+    others = data._as_dataset([text + "!" for text in train[:50]], [0] * 50)
+    both = data._as_dataset(spelt["text"][:] + others["text"][:], spelt["label"][:] + others["label"][:])
+    assert _carve_validation(both, config)[1]["text"][:] == spelt["text"][:]
+    wider = _carve_validation(rows, config.replace(validation_share=0.2))[1]["text"][:]
+    assert {*validation} < {*wider}
+
+
+def test_a_share_that_leaves_one_side_empty_is_refused():
+    rows = data._as_dataset(["text"] * 80, [0, 1, 2, 3] * 20)
+    with pytest.raises(InputError, match="validation_share is 0.08 of 80 rows: one side is empty; say validation_size"):
+        _carve_validation(rows, get_profile("mini-agnews"))
+
+
 SHARD = "{}-{:05}-of-{:05}.parquet"
 WAYS = {  # the files of a folder -> those that make its test split, or what the refusal says
     ("test.csv",): ["test.csv"],
@@ -213,9 +236,11 @@ def test_the_listed_rows_are_those_of_the_committed_runs(ag_news_dir, tmp_path, 
     strangers = rows.assign(text="another " + rows["text"]).head(40_000)
     pd.concat([strangers, rows]).sample(frac=1, random_state=0).to_parquet(tmp_path / "train.parquet")
     monkeypatch.setenv("AG_NEWS_DIR", str(tmp_path))
-    found = load_ag_news(get_profile("mini-agnews", committed_rows=True)).fingerprints()
-    assert found == read_record(CHECKPOINTS / "mini-agnews")["data"]["sha256"]
-    assert load_ag_news(get_profile("mini-agnews")).fingerprints() != found
+    ours = load_ag_news(get_profile("mini-agnews", committed_rows=True))
+    assert ours.fingerprints() == read_record(CHECKPOINTS / "mini-agnews")["data"]["sha256"]
+    everything = load_ag_news(get_profile("mini-agnews"))
+    assert len(everything.validation) > len(ours.validation)
+    assert not {*everything.validation["text"]} & {*ours.train["text"]}
 
 
 def test_shuffled_labels_keep_texts_and_counts_and_leave_validation_as_it_is():

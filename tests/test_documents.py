@@ -219,23 +219,36 @@ def test_of_two_comparisons_the_one_with_more_seeds_is_shown():
     assert results(records)["`mpnet-base`"][2] == "0.8100 ± 0.0141 (2)"
 
 
-def test_the_table_of_labels_ends_with_all_rows_which_are_compared_row_by_row():
-    records = made_up(950, 900)
+def test_the_table_of_labels_has_a_row_a_size():
     arm = {"mean": 0.85, "std": 0.01}
     arms = {"LoRA": arm, "linear model": arm | {"difference": 0.044, "interval": [0.024, 0.064]}}
-    records["label-counts"] = {"profile": "mini-agnews", "sizes": [{"rows": 500, "arms": arms}]}
-    records["every-row"] = {"profile": "mini-agnews", "batch_size": 32, "test_mean": 0.94, "test_std": 0.002}
-    records["every-row"]["runs"] = [{"test_predictions": "1" * 930 + "0" * 70}, {"test_predictions": "0" * 1000}]
-    head, *rows = tables.make_label_counts(records)
-    assert rows[0] == ("500", "85.0 ± 1.0", "85.0 ± 1.0", "+4.4 (+2.4 to +6.4)")
-    assert rows[1][:3] == ("5,000", "94.0 ± 0.2", "90.0") and rows[1][3].startswith("ahead: +3.0 (")
-    assert len(head) == 4 and len(rows) == 2
-    assert len(list(tables.make_label_counts(records | {"label-counts": {}}))) == 2
-    for run in records["every-row"]["runs"]:
-        run |= {"test_accuracy": run["test_predictions"].count("1") / 1000, "test_interval": [0.91, 0.95]}
-    row = results(records)["`mini-agnews`, batches of 32"]
-    assert row[:2] == ("0.9300", "0.910–0.950") and row[3:5] == ("70,916", "3,200")
+    head, *rows = tables.make_label_counts({"label-counts": {"sizes": [{"rows": 500, "arms": arms}]}})
+    assert rows == [("500", "85.0 ± 1.0", "85.0 ± 1.0", "+4.4 (+2.4 to +6.4)")] and len(head) == 4
+
+
+def test_other_recipes_that_a_study_tested_stand_beside_the_profile():
+    """With the linear model on all rows, since they saw other rows than the profile."""
+    records = made_up(950, 900)
+    runs = [{"test_predictions": "1" * n + "0" * (1000 - n), "test_accuracy": n / 1000} for n in (930, 0)]
+    runs = [run | {"trained_parameters": 70_916, "labelled_rows": 3200} for run in runs]
+    variants = {"ours": {"runs": runs}, "batches of 32": {"runs": runs}, "untested": {"mean": 0.9}}
+    records["a study"] = {"profile": "mini-agnews", "variants": variants}
+    records["another"] = {"profile": "mini", "variants": variants}
+    found = results(records)
+    row = found["`mini-agnews`, batches of 32"]
+    assert row[:2] == ("0.9300", "0.912–0.944") and row[3:5] == ("70,916", "3,200") and len(row) == 6
     assert row[2].startswith("0.4650 ± ") and row[5].startswith("ahead: +3.0 (")
+    assert "`mini-agnews`, untested" not in found and "`mini-agnews`, ours" not in found
+
+
+def test_the_table_of_batch_sizes_pairs_both_kinds_of_arithmetic():
+    rows = [
+        {"batch_size": size, "arithmetic": kind, "examples_per_second": size * rate, "peak_memory_mib": 1024.0 * rate}
+        for kind, rate in (("bfloat16", 100.0), ("float32", 2.0)) for size in (16, 512)
+    ]  # fmt: skip
+    head, *found = tables.make_batch_sizes({"gpu-batches": {"rows": rows}})
+    assert head[1:] == ("bfloat16, examples/s", "bfloat16, GiB", "float32, examples/s", "float32, GiB")
+    assert found == [("16", "1,600", "100.0", "32", "2.0"), ("512", "51,200", "100.0", "1,024", "2.0")]
 
 
 # --- commands and snippets

@@ -246,23 +246,27 @@ def test_the_committed_run_is_a_seed_of_its_profile_alone(monkeypatch):
     assert made == [(43, False, "mini-seed=43"), (42, True, "mini-shuffled_labels=True")]
 
 
-def test_every_row_is_seen_once_and_the_profile_itself_read_from_its_record(monkeypatch):
-    config, asked = get_profile("mini-agnews"), []
+def test_a_study_that_is_tested_keeps_its_runs_by_arm(monkeypatch):
+    asked = []
 
     def fake_seeds(profile, seeds, **fields):
         asked.append(get_profile(profile, **fields))
-        return [{"test_accuracy": 0.9, "validation_accuracy": 0.92 + seed / 1000} for seed in seeds]
+        return [{"seed": seed, "validation_accuracy": 0.9 + seed / 1000, "code": "code"} for seed in seeds]
 
-    known = [{"validation_accuracy": 0.91 + seed / 1000, "test_accuracy": 0.8} for seed in (1, 2, 3)]
     monkeypatch.setattr(study, "run_seeds", fake_seeds)
-    monkeypatch.setattr(study, "read_evidence", lambda: {"mini-agnews-seeds": {"runs": known}})
-    found = study.train_on_every_row(seeds=(1, 2, 3))
-    changed = {"batch_size": (32, 16), "eval_steps": (2400, 100), "save_steps": (2400, 500)}
-    assert [each.differences(config.to_dict()) for each in asked] == [changed]
-    rows = records.read_record(CHECKPOINTS / "mini-agnews")["data"]["rows"]["train"]
-    assert rows - 100 < asked[0].max_steps * asked[0].batch_size <= rows
-    assert found["variants"]["half of the rows"]["difference"] == pytest.approx(0.01)
-    assert found["test_mean"] == pytest.approx(0.9) and len(found["runs"]) == 3 and found["batch_size"] == 32
+    arms = {"ours": {}, "batches of 32": {"batch_size": 32}}
+    found = study.run_study(arms, profile="mpnet-base", seeds=(1, 2), tested=True)
+    ends = {"eval_steps": (2400, 250), "save_steps": (2400, 500)}
+    changed = [each.differences(get_profile("mpnet-base").to_dict()) for each in asked]
+    assert changed == [ends, ends | {"batch_size": (32, 16)}]
+    assert [[row["seed"] for row in arm["runs"]] for arm in found["variants"].values()] == [[1, 2]] * 2
+
+
+def test_a_row_of_a_seed_says_how_many_labels_it_saw(monkeypatch):
+    record = records.read_record(CHECKPOINTS / "mini")
+    monkeypatch.setattr(study, "train_and_test", lambda config, folder: record)
+    seen = [study.run_seeds("mini", (43,), max_steps=steps)[0]["labelled_rows"] for steps in (20, 300)]
+    assert seen == [320, 840] and record["data"]["rows"]["train"] == 840
 
 
 def test_scoring_again_changes_the_test_scores_of_a_record_and_nothing_else(tiny_run, tmp_path, monkeypatch):

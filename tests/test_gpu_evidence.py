@@ -85,18 +85,19 @@ def test_steps_are_timed_by_batch_size_and_arithmetic(tiny_base, monkeypatch):
     assert course["seconds_of_a_run"] == pytest.approx(2400 * 16 / course["examples_per_second"])
 
 
-def test_full_size_is_measured_with_the_rates_of_its_size_and_the_runs_of_its_studies(monkeypatch):
-    asked = {}
+def test_full_size_is_measured_by_three_seeds_with_the_runs_of_its_studies(monkeypatch):
+    asked, trained = {}, []
     fake = lambda *given, **named: asked.update(given=given, named=named) or {}  # noqa: E731
     monkeypatch.setattr("lora_helpers.evidence.rivals.measure_rivals", fake)
     rebuild.PARTS["mpnet-rivals-seeds"]()
-    (profile, rivals), rates = asked["given"], asked["named"].pop("rates")
-    assert profile == "mpnet-base" and rivals == dict.fromkeys(("head alone", "full fine-tuning"), study.SEEDS)
-    assert max(rates["full fine-tuning"]) <= 1e-4 and asked["named"].pop("with_probes") is False
+    assert asked["given"] == ("mpnet-base", {"head alone": study.SEEDS})
+    assert asked["named"].pop("with_probes") is False
     its = get_profile("mpnet-base", **asked["named"])
-    trained = []
-    row = {"validation_accuracy": 0.9, "code": "code"}
-    monkeypatch.setattr(study, "train_once", lambda config: trained.append(config) or row)
+    record = {"config": its.to_dict(), "log": [{"eval_loss": 1.0, "eval_accuracy": 0.9, "step": 1}]}
+    record |= {"timing": {"seconds": 1.0}, "environment": {"code_sha256": "a" * 64, "code_committed": True}}
+    record |= {"data": {"rows": {"train": 76_878}}, "parameters": {"trainable": 630_532}}
+    record["test"] = {"accuracy": 0.9, "interval": [0.8, 0.95], "predictions": "1"}
+    monkeypatch.setattr(study, "train_and_test", lambda config, folder: trained.append(config) or record)
     rebuild.PARTS["mpnet-studies"]()
     assert its in trained and len(trained) == 3 * len(study.AT_FULL_SIZE)
     course = trained[3]

@@ -39,7 +39,7 @@ RANKS = {"rank 2": {}} | {f"rank {r}": {"lora_rank": r, "lora_alpha": 2.0 * r} f
 OF_THE_COURSE = "learning_rate", "warmup_steps", "base_dropout", "batch_order", "max_length", "mixed_precision"
 AT_FULL_SIZE = {  # of `mpnet-base`
     "ours": {},
-    "the course's recipe": {name: getattr(get_profile("original"), name) for name in OF_THE_COURSE},
+    "recipe of the course": {name: getattr(get_profile("original"), name) for name in OF_THE_COURSE},
     "batches of 32": {"batch_size": 32},
     "learning rate 4e-3": {"learning_rate": 4e-3},
 }
