@@ -34,7 +34,7 @@ JSON = {"--json": {"dest": "json_file", "type": _new_file, "metavar": "FILE", "h
     "--allow-other-data": {"action": "store_true", "help": "resume although the data differ"},
 }, defaults=lambda words: next((PROFILES[word] for word in words if word in PROFILES), RunConfig()))  # fmt: skip
 def train(profile, output_dir, allow_other_data, resume, resume_from, warm_start, **fields) -> None:
-    """Fine-tune a profile. On two CPU cores mini takes about a minute, mini-agnews several; the others want a GPU."""
+    """Fine-tune a profile. On two CPU cores mini takes about a minute, mini-agnews a quarter of an hour; the others want a GPU."""
     config = get_profile(profile, **fields)
     if sum(map(bool, (resume, resume_from, warm_start))) > 1:
         raise InputError("--resume, --resume-from and --warm-start: give one of them")
@@ -196,7 +196,7 @@ def _pretraining(words: list[str] = (), **fields):
     "--resume": {"action": "store_true", "help": "continue a run that was stopped"},
 }, defaults=_pretraining)  # fmt: skip
 def pretrain(output_dir, resume, **fields) -> None:
-    """Rebuild the bundled base model from AG News text. Takes more than an hour of two CPU cores."""
+    """Rebuild the bundled base model from AG News text. Takes minutes of a GPU, about a day of two CPU cores."""
     config, output_dir = _pretraining(**fields), output_dir or RUNS / "roberta-mini"
     from .pretraining.run import pretrain
 

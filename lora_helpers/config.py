@@ -20,7 +20,9 @@ LABELS = ("World", "Sports", "Business", "Sci/Tech")  # label 0-3; the CSV files
 PRECISIONS = ("float32", "bfloat16", "int8")  # of prediction
 
 # A resumed run may differ in them: they change nothing that is computed, or only rows, whose fingerprints are compared.
-MAY_DIFFER = {"report_to", "eval_batch_size", "committed_rows", "validation_share"}
+MAY_DIFFER = {"report_to", "eval_batch_size", "committed_rows"}
+YOUNGER = {"validation_share": 0.0}  # fields that records of older runs lack, and what these runs had
+DRAWN_BY = ("validation_size", "split_seed", "stratified")  # without effect where a hash chooses the validation rows
 SOURCES = {"base_model": "base_revision", "dataset": "dataset_revision"}  # what has a name, and its commit on the Hub
 
 _data, _model, _lora = partial(setting, "data"), partial(setting, "model"), partial(setting, "LoRA")
@@ -38,11 +40,11 @@ class RunConfig:
         AG_NEWS_REVISION, "commit", "commit on the Hub; none for a folder", "40 hex digits"
     )
     committed_rows: bool = _data(False, "flag", "use only the AG News training rows that the committed runs had")
-    validation_size: int = _data(640, "count", "taken from train, unless the data bring their own", "rows")
+    validation_size: int = _data(640, "count", "drawn from train, unless the data bring their own", "rows")
     validation_share: float = _data(
-        0.0, "share", "of the texts, chosen by a hash of each, validate; if 0, `validation_size` drawn rows", "share"
+        0.0, "share", "of train, by a hash of each text, validates; 0: `validation_size` rows are drawn", "share"
     )
-    stratified: bool = _data(False, "flag", "the validation rows have the class shares of train")
+    stratified: bool = _data(False, "flag", "validation rows that are drawn have the class shares of train")
     split_seed: int = _data(42, "seed", "draws the validation rows, the same ones whatever the run's seed")
     shuffled_labels: bool = _data(False, "flag", "training labels permuted (a negative control)")
     max_length: int = _data(512, "length", "longest example, special tokens included; the rest is cut off", "tokens")
@@ -104,6 +106,8 @@ class RunConfig:
             raise InputError("configuration: " + "; ".join(unknown))
         if "validation_size" in changes:  # who asks for a number of rows gets it
             changes.setdefault("validation_share", 0.0)
+        if changes.get("validation_share", self.validation_share) and (idle := sorted({*DRAWN_BY} & changes.keys())):
+            raise InputError(f"{', '.join(idle)}: without effect beside validation_share, which must be 0 for it")
         for name, revision in SOURCES.items():
             if name in changes and changes[name] != getattr(self, name):  # the old commit does not apply
                 changes.setdefault(revision, PINNED.get(places.full_name(str(changes[name]))))
@@ -111,7 +115,7 @@ class RunConfig:
 
     def differences(self, its: dict) -> dict[str, tuple]:
         """Fields that change the result and differ from another's `to_dict()`: name -> (mine, its); None where it has none."""
-        mine = self.to_dict()
+        mine, its = self.to_dict(), YOUNGER | its
         names = sorted((mine.keys() | its.keys()) - MAY_DIFFER)
         return {name: (mine.get(name), its.get(name)) for name in names if mine.get(name) != its.get(name)}
 

@@ -193,7 +193,9 @@ def _select_committed(train: Dataset) -> Dataset:
 
 
 def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Dataset]:
-    """`train` without some of its rows, and these, as `Dataset.train_test_split` chooses them."""
+    """`train` without some of its rows, and these: by hash, or as `Dataset.train_test_split` chooses them."""
+    if config.validation_share:
+        return _carve_by_hash(train, config)
     from datasets import Dataset, Features, Value
 
     class AtOnce(Dataset):  # a column of the usual kind is read value by value: stratifying AG News takes 10 s
@@ -201,8 +203,6 @@ def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Datas
             found = super().__getitem__(key)
             return found[:] if isinstance(key, str) else found
 
-    if config.validation_share:
-        return _carve_by_hash(train, config.validation_share)
     size, stratify = config.validation_size, "label" if config.stratified else None
     if size >= len(train) - config.batch_size:
         raise InputError(f"validation_size is {size} of {len(train)} rows; more than {config.batch_size} must remain")
@@ -215,11 +215,12 @@ def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Datas
     return train.select(parts["train"]["row"][:]), train.select(parts["test"]["row"][:])
 
 
-def _carve_by_hash(train: Dataset, share: float) -> tuple[Dataset, Dataset]:
-    """`train` without the texts whose hash lies in the lowest `share`, and these: whatever other rows there are, a text is
+def _carve_by_hash(train: Dataset, config: RunConfig) -> tuple[Dataset, Dataset]:
+    """`train` without the texts whose hash lies in the lowest share, and these: whatever other rows there are, a text is
     always on the same side, so that what was pretrained on one copy of the data can be validated on another."""
-    limit = int(share * 2**64)
+    limit = int(config.validation_share * 2**64)
     low = np.array([int.from_bytes(_digest(_letters(text))[:8]) < limit for text in train["text"][:]])
-    if low.all() or not low.any():
-        raise InputError(f"validation_share is {share} of {len(train)} rows: one side is empty; say validation_size")
+    if not low.any() or low.sum() >= len(train) - config.batch_size:
+        its = f"validation_share is {config.validation_share}: {low.sum()} of {len(train)} rows"
+        raise InputError(f"{its}; some must validate, and more than {config.batch_size} remain; or say validation_size")
     return train.select(np.flatnonzero(~low)), train.select(np.flatnonzero(low))

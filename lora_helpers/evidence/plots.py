@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..figures import BLUE, GREEN, GREY, ORANGE, SMALL, make_axes
 
-STUDIES = {  # parts, where they were run, and what they ask
+QUESTIONS = {  # parts, where they were run, and what they ask
     "batch-sizes": "smaller batches",
     "places": "adapters in another place",
     "rivals": "other weights trained",
@@ -27,7 +27,7 @@ def draw_throughput(record: dict) -> Figure:
 
 def draw_studies(evidence: dict) -> Figure:
     """How far `mini-agnews` is ahead of its variants on validation rows: means over paired seeds, 95 % intervals."""
-    parts = {title: evidence[name] for name, title in STUDIES.items() if name in evidence}
+    parts = {title: evidence[name] for name, title in QUESTIONS.items() if name in evidence}
     arms = {title: part.get("variants") or part["arms"] for title, part in parts.items()}
     arms = {title: [pair for pair in found.items() if "interval" in pair[1]] for title, found in arms.items()}
     rows = [len(found) for found in arms.values()]

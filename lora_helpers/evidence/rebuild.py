@@ -29,7 +29,7 @@ from ..inference import Classifier, evaluate_classifier
 from ..model import lora_norms
 from ..records import committed_runs, read_evidence, read_record, write_evidence, write_record
 from . import study
-from .plots import draw_label_counts, draw_learning_rates, draw_studies, draw_throughput
+from .plots import QUESTIONS, draw_label_counts, draw_learning_rates, draw_studies, draw_throughput
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def resume_again(profile: str) -> dict:
 
 
 def rebuild_base() -> None:
-    """The bundled base, pretrained anew; every committed run has to follow. Takes more than an hour on two cores."""
+    """The bundled base, pretrained anew; every committed run has to follow. Takes minutes of a GPU."""
     from ..pretraining.run import PretrainingConfig, pretrain
 
     pretrain(PretrainingConfig(), RUNS / "roberta-mini", resume=True)
@@ -147,10 +147,10 @@ def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     """Every figure of the committed runs and of the evidence; returns the files."""
     runs = [path for files in draw_figures(committed_runs(), output_dir).values() for path in files.values()]
     evidence = read_evidence()
-    machine, latest = evidence["bench"]["environment"], evidence["rivals"]["environment"]
+    machine, newest = evidence["bench"]["environment"], evidence["rivals"]["environment"]
     source = f"evidence bench, {machine['processor']}, {machine['cores']} cores"
     drawn = {"throughput": (draw_throughput(evidence["bench"]), source, machine)}
-    drawn["studies"] = draw_studies(evidence), "evidence", latest
+    drawn["studies"] = draw_studies(evidence), f"evidence {', '.join(QUESTIONS)}", newest
     rates, labels = (evidence[part]["environment"] for part in ("learning-rates", "label-counts"))
     drawn["learning-rates"] = draw_learning_rates(evidence), "evidence learning-rates", rates
     drawn["label-counts"] = draw_label_counts(evidence), "evidence label-counts", labels
@@ -189,7 +189,7 @@ PARTS = {
     **{profile: partial(rerun_profile, profile) for profile in PROFILES},
     "rows": list_rows,
     "test-scores": score_again,
-    "mini-seeds": partial(study.repeat_seeds, "mini"),
+    "mini-seeds": partial(study.repeat_seeds, "mini", study.MORE_SEEDS),
     "mini-agnews-seeds": partial(study.repeat_seeds, "mini-agnews", study.MORE_SEEDS),
     "batch-sizes": partial(study.run_study, study.BATCH_SIZES),
     "mpnet-rates": study.choose_rate,
@@ -227,5 +227,6 @@ PARTS = {
 # Run only if named: what committed runs rest on, their scores anew, and what takes hours or a GPU.
 OF_MPNET = ("mpnet-rates", "mpnet-resumed", "mpnet-rivals", "mpnet-int8")
 ON_GPU = (*(part for part in PARTS if part.startswith("gpu-")), "mpnet-rivals-seeds", "mpnet-studies")
-HOURS = ("ablations", "places", "ranks", "learning-rates", "label-counts", "batch-sizes", *OF_MPNET)
+STUDIES = ("ablations", "places", "ranks", "learning-rates", "label-counts", "batch-sizes", "random-base", "rivals")
+HOURS = (*STUDIES, "mini-agnews-seeds", *OF_MPNET)
 NAMED_ALONE = ("base", "rows", "test-scores", *HOURS, *ON_GPU)

@@ -1,5 +1,6 @@
 """What LoRA is worth, beside what else one could do with the same base: train the head alone, train everything, or fit a
-logistic regression on its frozen vectors. All see the same rows, in the same batches, from the same first head. And
+logistic regression on its frozen vectors. All see the same rows, from the same first head, and in the same batches as
+far as the first epoch goes, whose short last batch the rivals fill up. And
 without any transformer: logistic regression on LSA vectors, and a linear model where labels are few.
 
 Learning rates and C are chosen on validation rows, by one seed; test rows are only predicted. What is finished is read
@@ -44,7 +45,7 @@ from .study import MORE_SEEDS, SEEDS, at_its_end, compare_arms, run_folder, run_
 
 logger = logging.getLogger(__name__)
 
-# Seeds and learning rates to choose from; a full fine-tuning takes a quarter of an hour of one core.
+# Seeds and learning rates to choose from; a full fine-tuning takes more than half an hour of one core.
 RIVALS = {"head alone": MORE_SEEDS, "full fine-tuning": SEEDS}
 RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (3e-5, 1e-4, 3e-4, 1e-3)}
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regressions
@@ -53,7 +54,7 @@ AT_ONCE = 4096  # rows whose vectors share a file of checkpoints/runs/: at full 
 
 def measure_rivals(
     profile: str = "mini-agnews", rivals: dict[str, Sequence[int]] = RIVALS, *,
-    rates: dict[str, Sequence[float]] | None = None, with_probes: bool = True, **changes,
+    with_probes: bool = True, **changes,
 ) -> dict:  # fmt: skip
     """Every arm on validation and test rows with its seeds (LoRA with all of them), the learning rates tried, and, if
     `with_probes`, logistic regression on the frozen base's vectors and on LSA's."""
@@ -75,7 +76,7 @@ def measure_rivals(
     mark = hashlib.sha256(f"{base} {splits.fingerprints()}".encode()).hexdigest()[:10]
     for arm, its_seeds in rivals.items():
         run = partial(_run, arm, mark, seen=seen, rows=given[arm][0], collate=given[arm][1])
-        runs = [run(config.replace(learning_rate=rate)) for rate in (rates or RATES)[arm]]
+        runs = [run(config.replace(learning_rate=rate)) for rate in RATES[arm]]
         tried[arm] = [{key: each[key] for key in ("learning_rate", "validation_accuracy")} for each in runs]
         best = max(tried[arm], key=lambda row: row["validation_accuracy"])["learning_rate"]
         arms[arm] = [run(config.replace(learning_rate=best, seed=seed)) for seed in its_seeds]

@@ -43,7 +43,7 @@ AT_FULL_SIZE = {  # of `mpnet-base`
     "batches of 32": {"batch_size": 32},
     "learning rate 4e-3": {"learning_rate": 4e-3},
 }
-BATCH_SIZES = {"batches of 32": {}, "batches of 16": {"batch_size": 16}}  # these see half of the rows
+BATCH_SIZES = {"batches of 32": {}, "batches of 16": {"batch_size": 16}}  # whose steps see half of the rows
 BASES = {"pretrained": {}, "random": {"random_base": True}}  # what rests on the pretraining
 LEARNING_RATES = {"2e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "4e-3")}
 

@@ -69,7 +69,7 @@ def _describe_run(name: str, records: dict) -> tuple[str, ...]:
     if name not in records:
         return f"`{name}`", accuracy
     run, compared = records[name], find_rivals(name, records)["arms"].get("LoRA", {})
-    seeds = max((part.get("runs", []) for part in (compared, records.get(f"{name}-seeds", {}))), key=len)
+    seeds = max((part.get("runs", []) for part in (records.get(f"{name}-seeds", {}), compared)), key=len)
     interval = _interval(*run["test"]["interval"]) if "test" in run else NO_VALUE
     seen = min(run["data"]["rows"]["train"], run["last"]["step"] * run["config"]["batch_size"])
     spread = _spread(seeds, "test_accuracy") if len(seeds) > 1 else ""
@@ -79,15 +79,16 @@ def _describe_run(name: str, records: dict) -> tuple[str, ...]:
 
 def _describe_variants(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
     """Other recipes of a profile, where a study scored them on its test split; the linear model on all rows is beside
-    them, since they saw other rows than the profile."""
-    studies = (part.get("variants", {}) for part in records.values() if part.get("profile") == profile)
-    for arm, found in (pair for study in studies for pair in [*study.items()][1:] if "runs" in pair[1]):
-        paired = _beside_linear(records, profile, found["runs"][0]["test_predictions"])[0]
-        yield *_describe_runs(f"`{profile}`, {arm}", found["runs"]), f"{found['runs'][0]['labelled_rows']:,}", paired
+    them, since some saw other rows than the profile."""
+    for study in (part.get("variants", {}) for part in records.values() if part.get("profile") == profile):
+        for arm, found in [*study.items()][1:]:  # the first is the profile itself
+            if runs := found.get("runs"):
+                paired = _beside_linear(records, profile, runs[0]["test_predictions"])[0]
+                yield *_describe_runs(f"`{profile}`, {arm}", runs), f"{runs[0]['labelled_rows']:,}", paired
 
 
 def _describe_runs(title: str, runs: list[dict]) -> tuple[str, ...]:
-    """Model to trained parameters: accuracy and interval of the first seed's run, and all seeds'."""
+    """Five cells: title, accuracy and interval of the first seed, spread over seeds, trained parameters."""
     first = runs[0]
     interval = _interval_of(first["test_accuracy"], len(first["test_predictions"]))
     spread = _spread(runs, "test_accuracy") if len(runs) > 1 else ""
@@ -145,10 +146,10 @@ def _describe_linear_models(profiles: list[str], records: dict) -> Iterable[tupl
     for name, linear in ((name, baselines[name]) for name in profiles if name in baselines):
         chosen, everything = linear["chosen"], linear["all_rows"]
         title = f"TF-IDF of {chosen['features']}, {chosen['model']}"
-        fits = fits or {title: everything}  # profiles with the same data share it
+        fits[title, everything["train_rows"]] = everything  # profiles with the same data share it
         if name in records and "rows_seen" in linear and linear["rows_seen"]["train_rows"] < everything["train_rows"]:
-            fits[f"the same, on the rows of `{name}`"] = linear["rows_seen"]
-    for title, fit in fits.items():
+            fits[f"the same, on the rows of `{name}`", name] = linear["rows_seen"]
+    for (title, _), fit in fits.items():
         yield title, f"{fit['accuracy']:.4f}", _interval(*fit["interval"]), "", "", f"{fit['train_rows']:,}"
 
 
@@ -181,7 +182,7 @@ def make_study(part: str, records: dict) -> Iterable[tuple[str, ...]]:
         yield f"`{name}`", _in_percent(arm["mean"], arm["std"], 2), ahead
 
 
-def make_batch_sizes(records: dict) -> Iterable[tuple[str, ...]]:
+def make_gpu_batches(records: dict) -> Iterable[tuple[str, ...]]:
     """Examples a second and peak memory of a step on a GPU, by the rows of a batch."""
     kinds, rows = ("bfloat16", "float32"), records.get("gpu-batches", {}).get("rows", [])
     yield "rows", *(f"{kind}, {what}" for kind in kinds for what in ("examples/s", "GiB"))
@@ -223,7 +224,7 @@ TABLES: dict[str, Callable[[dict], Iterable[tuple[str, ...]]]] = {
         f"{part}-table": partial(make_study, part)
         for part in ("ablations", "places", "ranks", "learning-rates", "batch-sizes", "mpnet-studies")
     },
-    "gpu-batches-table": make_batch_sizes,
+    "gpu-batches-table": make_gpu_batches,
     "label-counts-table": make_label_counts,
     "rivals-table": partial(make_rivals, "mini-agnews"),
     "mpnet-rivals-table": partial(make_rivals, "mpnet-base"),

@@ -22,7 +22,7 @@ from ..model import make_lora_config
 # AG News' training rows by their number of tokens under roberta-base's tokenizer, special ones included.
 LENGTHS = Path(__file__).parent / "ag_news_lengths.json"
 PIPELINES = ("original", "trainer-default", "pad-128", "ours")
-BATCH = 16  # rows, as in every profile
+BATCH = 16  # rows, as in the profiles of full size
 BLOCK = 1000  # rows that the course notebook padded together
 SPECIAL = 5  # token ids below are special
 

@@ -23,7 +23,9 @@ class PretrainingConfig:
     max_length: int = _model(128, "length", "longest document, special tokens included; the rest is cut off", "tokens")
     embedding_scale: float = _model(0.05, "positive", "standard deviation of the initial token embeddings")
 
-    max_steps: int = _optimisation(10_000, "count", "10,000 * 16,384 tokens are some 40 epochs", "optimizer steps")
+    max_steps: int = _optimisation(
+        10_000, "count", "10,000 * 16,384 tokens: 42 epochs of the rows we had", "optimizer steps"
+    )
     batch_tokens: int = _optimisation(16_384, "count", "an optimizer step, padding included", "tokens")
     learning_rate: float = _optimisation(1e-3, "positive", "at its peak; decays linearly to 0")
     warmup_steps: int = _optimisation(500, "not negative", "the rate rises from 0 during these", "optimizer steps")

@@ -51,7 +51,7 @@ def compute_losses(model, documents: list[list[int]], idf, config: PretrainingCo
     found["words"] = -(likely * weight.repeat(copies)).sum(dim=1).mean()
 
     if halves:  # InfoNCE over the batch, both ways (van den Oord et al. 2018, eq. 4)
-        first, second = functional.normalize(hidden[:, 0].float(), dim=-1).chunk(2)
+        first, second = functional.normalize(hidden[:, 0], dim=-1).chunk(2)
         similarity = first @ second.T / config.temperature
         own = torch.arange(len(documents), device=device)
         found["contrast"] = sum(functional.cross_entropy(each, own) for each in (similarity, similarity.T)) / 2
