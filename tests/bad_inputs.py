@@ -426,7 +426,7 @@ LABELLED_FILES = {
 }  # fmt: skip
 
 COUNTS = ("validation_size", "batch_size", "eval_batch_size", "max_steps", "eval_steps", "save_steps")
-SHARES = ("base_dropout", "lora_dropout", "adam_beta1", "adam_beta2", "label_smoothing_factor")
+SHARES = ("validation_share", "base_dropout", "lora_dropout", "adam_beta1", "adam_beta2", "label_smoothing_factor")
 POSITIVE = ("lora_alpha", "learning_rate", "adam_epsilon", "max_grad_norm")
 NUMBERS = (*COUNTS, *SHARES, *POSITIVE, "lora_rank", "max_length", "warmup_steps", "weight_decay", "seed", "split_seed")
 WHOLE_NUMBERS = (*COUNTS, "lora_rank", "max_length", "warmup_steps", "seed", "split_seed")

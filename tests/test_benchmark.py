@@ -237,7 +237,7 @@ def test_the_figure_of_the_studies_has_a_panel_a_question_and_shows_which_interv
         "rivals": {"arms": {"LoRA": first, "head alone": seeds | apart, "one seed": first}},
     }
     panels = plots.draw_studies(evidence).axes
-    assert [panel.get_title(loc="left") for panel in panels] == [plots.STUDIES["places"], plots.STUDIES["rivals"]]
+    assert [panel.get_title(loc="left") for panel in panels] == [plots.QUESTIONS["places"], plots.QUESTIONS["rivals"]]
     named = [[label.get_text() for label in panel.get_yticklabels()] for panel in panels]
     assert named == [["on key (2)"], ["head alone (2)"]]
     drawn = [{tuple(line.get_xdata()): line.get_color() for line in panel.lines} for panel in panels]

@@ -43,14 +43,24 @@ def test_the_recipe_of_our_headline_profiles(profile):
 
 def test_who_asks_for_a_number_of_validation_rows_gets_it():
     assert get_profile("mini-agnews", validation_size=100).validation_share == 0
-    assert get_profile("mini-agnews", validation_size=100, validation_share=0.2).validation_share == 0.2
     assert get_profile("mini-agnews", seed=7).validation_share == 0.08
 
 
+@pytest.mark.parametrize(
+    "fields", [{"validation_size": 100, "validation_share": 0.2}, {"split_seed": 7}, {"stratified": False}]
+)
+def test_what_a_hash_makes_idle_is_refused(fields):
+    with pytest.raises(InputError, match=f"^{next(iter(fields))}: without effect beside validation_share"):
+        get_profile("mini-agnews", **fields)
+    assert get_profile("mini-agnews", **fields | {"validation_share": 0.0})
+
+
 def test_what_changes_no_number_is_no_difference():
-    config = get_profile("mini", report_to="tensorboard", eval_batch_size=7, committed_rows=True, validation_share=0.1)
+    config = get_profile("mini", report_to="tensorboard", eval_batch_size=7, committed_rows=True)
     younger = ("committed_rows", "validation_share")
     older = {name: value for name, value in get_profile("mini").to_dict().items() if name not in younger}
+    shared = {"validation_share": (0.1, 0.0)}  # what an older run had, though its record does not say so
+    assert get_profile("mini", validation_share=0.1).differences(older) == shared
     assert config.differences(older) == {}
     assert config.replace(seed=7).differences(older) == {"seed": (7, 42)}
     assert config.differences({name: value for name, value in older.items() if name != "seed"}) == {"seed": (42, None)}

@@ -193,6 +193,17 @@ def test_one_standard_decides_who_is_ahead(right, verdict):
     assert found["the same, on the rows of `mini-agnews`"][-1] == "1,600"
 
 
+def test_profiles_with_other_rows_have_a_linear_model_each():
+    records = made_up(950, 900)
+    linear = records["baselines"]["mini-agnews"]
+    other = linear | {"all_rows": linear["all_rows"] | {"train_rows": 5100}}
+    records["baselines"]["mpnet-base"] = other
+    for all_rows, wanted in ((other["all_rows"], ["5,000", "5,100"]), (linear["all_rows"], ["5,000"])):
+        other["all_rows"] = all_rows
+        rows = [row for row in tables.make_results(records) if row[0] == "TF-IDF of words, linear SVM"]
+        assert [row[-1] for row in rows] == wanted
+
+
 def test_what_is_not_there_says_so_by_itself():
     records = made_up(950, 900)
     del records["mini-agnews"]["test"]["predictions"]
@@ -227,7 +238,7 @@ def test_the_table_of_labels_has_a_row_a_size():
 
 
 def test_other_recipes_that_a_study_tested_stand_beside_the_profile():
-    """With the linear model on all rows, since they saw other rows than the profile."""
+    """With the linear model on all rows, since some saw other rows than the profile."""
     records = made_up(950, 900)
     runs = [{"test_predictions": "1" * n + "0" * (1000 - n), "test_accuracy": n / 1000} for n in (930, 0)]
     runs = [run | {"trained_parameters": 70_916, "labelled_rows": 3200} for run in runs]
@@ -238,6 +249,7 @@ def test_other_recipes_that_a_study_tested_stand_beside_the_profile():
     row = found["`mini-agnews`, batches of 32"]
     assert row[:2] == ("0.9300", "0.912–0.944") and row[3:5] == ("70,916", "3,200") and len(row) == 6
     assert row[2].startswith("0.4650 ± ") and row[5].startswith("ahead: +3.0 (")
+    assert found["`mini`, batches of 32"][5] == "no paired test yet"
     assert "`mini-agnews`, untested" not in found and "`mini-agnews`, ours" not in found
 
 
@@ -246,7 +258,7 @@ def test_the_table_of_batch_sizes_pairs_both_kinds_of_arithmetic():
         {"batch_size": size, "arithmetic": kind, "examples_per_second": size * rate, "peak_memory_mib": 1024.0 * rate}
         for kind, rate in (("bfloat16", 100.0), ("float32", 2.0)) for size in (16, 512)
     ]  # fmt: skip
-    head, *found = tables.make_batch_sizes({"gpu-batches": {"rows": rows}})
+    head, *found = tables.make_gpu_batches({"gpu-batches": {"rows": rows}})
     assert head[1:] == ("bfloat16, examples/s", "bfloat16, GiB", "float32, examples/s", "float32, GiB")
     assert found == [("16", "1,600", "100.0", "32", "2.0"), ("512", "51,200", "100.0", "1,024", "2.0")]
 

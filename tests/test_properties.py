@@ -198,7 +198,10 @@ COUNT, SEED = st.integers(1, 2**31 - 1), st.integers(0, 2**32 - 1)
 VALID = {
     **dict.fromkeys(("profile", "base_model", "dataset", "report_to"), NAME),
     **dict.fromkeys(("base_revision", "dataset_revision"), st.text("0123456789abcdef", min_size=40, max_size=40)),
-    **dict.fromkeys(("base_dropout", "lora_dropout", "adam_beta1", "adam_beta2", "label_smoothing_factor"), SHARE),
+    **dict.fromkeys(
+        ("validation_share", "base_dropout", "lora_dropout", "adam_beta1", "adam_beta2", "label_smoothing_factor"),
+        SHARE,
+    ),
     **dict.fromkeys(("lora_alpha", "learning_rate", "adam_epsilon", "max_grad_norm"), POSITIVE),
     **dict.fromkeys(("validation_size", "batch_size", "eval_batch_size", "max_steps", "warmup_steps"), COUNT),
     **{
