@@ -251,7 +251,8 @@ def test_a_study_that_is_tested_keeps_its_runs_by_arm(monkeypatch):
 
     def fake_seeds(profile, seeds, **fields):
         asked.append(get_profile(profile, **fields))
-        return [{"seed": seed, "validation_accuracy": 0.9 + seed / 1000, "code": "code"} for seed in seeds]
+        row = {"code": "code", "test_predictions": "1"}
+        return [row | {"seed": seed, "validation_accuracy": 0.9 + seed / 1000} for seed in seeds]
 
     monkeypatch.setattr(study, "run_seeds", fake_seeds)
     arms = {"ours": {}, "batches of 32": {"batch_size": 32}}
@@ -259,7 +260,8 @@ def test_a_study_that_is_tested_keeps_its_runs_by_arm(monkeypatch):
     ends = {"eval_steps": (2400, 250), "save_steps": (2400, 500)}
     changed = [each.differences(get_profile("mpnet-base").to_dict()) for each in asked]
     assert changed == [ends, ends | {"batch_size": (32, 16)}]
-    assert [[row["seed"] for row in arm["runs"]] for arm in found["variants"].values()] == [[1, 2]] * 2
+    kept = [[(row["seed"], "test_predictions" in row) for row in arm["runs"]] for arm in found["variants"].values()]
+    assert kept == [[(1, True), (2, False)]] * 2
 
 
 def test_a_row_of_a_seed_says_how_many_labels_it_saw(monkeypatch):

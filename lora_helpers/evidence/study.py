@@ -67,6 +67,8 @@ def run_study(
     found = compare_arms({arm: [row["validation_accuracy"] for row in rows] for arm, rows in runs.items()})
     if tested:
         found = {arm: found[arm] | {"runs": rows} for arm, rows in runs.items()}
+        for row in (row for rows in runs.values() for row in rows[1:]):
+            del row["test_predictions"]  # row by row, the first seed alone is compared
     code = sorted({row["code"] for rows in runs.values() for row in rows})
     return {"profile": profile, "seeds": list(seeds), "variants": found, "code": code}
 
