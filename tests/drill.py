@@ -99,6 +99,9 @@ def drill(config: RunConfig, folder: Path, places: list[int], *, seed: int = 0) 
     """Kill one run in each of `places` (TRAINING means: at any moment), resume it, compare its end with the reference."""
     context, dice = make_context(), random.Random(seed)
     reference = folder / "reference"
+    first = context.Process(target=int)
+    first.start()
+    first.join()  # by now the fork server has imported everything, which can take longer than the run that is timed
     began = time.monotonic()
     start(context, config, reference)[0].join()
     seconds = time.monotonic() - began
