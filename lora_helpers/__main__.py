@@ -196,7 +196,7 @@ def _pretraining(words: list[str] = (), **fields):
     "--resume": {"action": "store_true", "help": "continue a run that was stopped"},
 }, defaults=_pretraining)  # fmt: skip
 def pretrain(output_dir, resume, **fields) -> None:
-    """Rebuild the bundled base model from AG News text. Takes minutes of a GPU, about a day of two CPU cores."""
+    """Rebuild the bundled base model from AG News text. Takes minutes of a GPU, many hours of two CPU cores."""
     config, output_dir = _pretraining(**fields), output_dir or RUNS / "roberta-mini"
     from .pretraining.run import pretrain
 

@@ -147,10 +147,10 @@ def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     """Every figure of the committed runs and of the evidence; returns the files."""
     runs = [path for files in draw_figures(committed_runs(), output_dir).values() for path in files.values()]
     evidence = read_evidence()
-    machine, newest = evidence["bench"]["environment"], evidence["rivals"]["environment"]
+    machine, latest = evidence["bench"]["environment"], evidence["rivals"]["environment"]
     source = f"evidence bench, {machine['processor']}, {machine['cores']} cores"
     drawn = {"throughput": (draw_throughput(evidence["bench"]), source, machine)}
-    drawn["studies"] = draw_studies(evidence), f"evidence {', '.join(QUESTIONS)}", newest
+    drawn["studies"] = draw_studies(evidence), f"evidence {', '.join(QUESTIONS)}", latest
     rates, labels = (evidence[part]["environment"] for part in ("learning-rates", "label-counts"))
     drawn["learning-rates"] = draw_learning_rates(evidence), "evidence learning-rates", rates
     drawn["label-counts"] = draw_label_counts(evidence), "evidence label-counts", labels
