@@ -34,7 +34,7 @@ JSON = {"--json": {"dest": "json_file", "type": _new_file, "metavar": "FILE", "h
     "--allow-other-data": {"action": "store_true", "help": "resume although the data differ"},
 }, defaults=lambda words: next((PROFILES[word] for word in words if word in PROFILES), RunConfig()))  # fmt: skip
 def train(profile, output_dir, allow_other_data, resume, resume_from, warm_start, **fields) -> None:
-    """Fine-tune a profile. On two CPU cores mini takes about a minute, mini-agnews a quarter of an hour; the others want a GPU."""
+    """Fine-tune a profile. On two CPU cores mini takes a minute, mini-agnews a quarter of an hour, the others hours (or a GPU)."""
     config = get_profile(profile, **fields)
     if sum(map(bool, (resume, resume_from, warm_start))) > 1:
         raise InputError("--resume, --resume-from and --warm-start: give one of them")
@@ -52,7 +52,7 @@ def train(profile, output_dir, allow_other_data, resume, resume_from, warm_start
 
 
 @command("checkpoints/mini/checkpoint-300 --data bundled --json scores.json", CHECKPOINT | {
-    "--data": {"default": BUNDLED, "metavar": "hub|bundled|DIR", "help": "default: bundled"},
+    "--data": {"default": BUNDLED, "metavar": "hub|bundled|DIR", "help": "default: bundled, whatever the run had"},
     "--split": {"default": "test", "choices": ("train", "validation", "test"), "help": "default: test"},
 } | JSON)  # fmt: skip
 def evaluate(checkpoint, data, split, json_file) -> None:

@@ -35,7 +35,7 @@ class RunConfig:
 
     profile: str = setting("profile", "original", "name", "the profile that this run started from")
 
-    dataset: str = _data(AG_NEWS, "name", 'Hub name, a folder with train.csv and test.csv, or "bundled"')
+    dataset: str = _data(AG_NEWS, "name", 'Hub name, a folder with train.csv (and test.csv), or "bundled"')
     dataset_revision: str | None = _data(
         AG_NEWS_REVISION, "commit", "commit on the Hub; none for a folder", "40 hex digits"
     )

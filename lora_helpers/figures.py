@@ -110,7 +110,7 @@ def draw_confusion(record: dict) -> Figure | None:
     axes.set_xticks(range(len(LABELS)), LABELS)
     axes.set_yticks(range(len(LABELS)), LABELS)
     axes.set(
-        xlabel="predicted class; % of the true one",
+        xlabel="predicted class; % of the true class's rows",
         ylabel="true class",
         title=f"{counts.sum():,} test rows: {_name_data(record)}",
     )
@@ -149,7 +149,7 @@ def draw_lengths(record: dict) -> Figure:
     top.legend(loc="upper right", fontsize=SMALL)
     title = "Cost of padding"
     if tokens[-1] == cut:
-        title += f", rows cut at {cut} before"
+        title += f", rows cut at {cut} first"
         note, place = f"cut at {cut}:\n{counts[-1]:,} rows", (cut, 0.4 * counts.max())
         top.annotate(note, (cut, counts[-1]), place, ha="right", size=SMALL, arrowprops={"arrowstyle": "->"})
     cost = [record["padding"][name] for name in POLICIES]
@@ -164,25 +164,23 @@ def draw_norms(record: dict) -> Figure:
     """The update (alpha / r) B A by layer: its singular values beside the largest of W, and its norm as a share of W's."""
     names, norms = list(record["lora_norms"]), list(record["lora_norms"].values())
     places, targets = np.arange(len(names)), [name.rpartition(".")[2] for name in names]
-    layers = [re.search(r"\b\d+\b|$", name)[0] for name in names]
+    layers, several = [re.search(r"\b\d+\b|$", name)[0] for name in names], len(set(targets)) > 1
+    labels = [f"{layer} {target}" if several else layer for layer, target in zip(layers, targets, strict=True)]
     figure, axes = make_axes()
     if isinstance(norms[0], dict):
         values, largest, relative = _columns(norms, "singular_values", "largest_of_W", "relative")
         for i, (color, name) in enumerate(((ORANGE, "1st"), ("#F0B48C", "2nd"))[: len(values[0])]):
             axes.bar(places + 0.4 * i - 0.2, [v[i] for v in values], 0.4, color=color, label=f"update, {name}")
         axes.plot(places, largest, ls="", marker="_", ms=22, mew=3, color=GREY, label="W, 1st")
-        for x, y, share in zip(places, np.maximum(largest, [v[0] for v in values]), relative, strict=True):
-            axes.text(x, y, f" {share:.0%}", rotation=90, ha="center", va="bottom", size=SMALL)
-        axes.margins(y=0.65)  # room for the legend
+        labels = [f"{label}\n{share:.0%}" for label, share in zip(labels, relative, strict=True)]
+        axes.margins(y=0.4)  # room for the legend
         axes.legend(loc="upper left", ncols=2, fontsize=SMALL)
         axes.set(ylabel="singular value", title="Singular values; %: norm of the update / of W")
     else:  # recorded before the singular values were
         axes.bar(places, norms, color=ORANGE)
         axes.set(ylabel="Frobenius norm", title="Size of the update (alpha / r) B A")
     axes.set_xlabel(f"layer ({', '.join(sorted(set(targets)))})")
-    several = len(set(targets)) > 1
-    labels = zip(layers, targets, strict=True) if several else zip(layers, strict=True)
-    axes.set_xticks(places, map(" ".join, labels), rotation=90 * several)
+    axes.set_xticks(places, labels, rotation=90 * several)
     return figure
 
 

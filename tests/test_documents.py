@@ -234,7 +234,7 @@ def test_the_table_of_labels_has_a_row_a_size():
     arm = {"mean": 0.85, "std": 0.01}
     arms = {"LoRA": arm, "linear model": arm | {"difference": 0.044, "interval": [0.024, 0.064]}}
     head, *rows = tables.make_label_counts({"label-counts": {"sizes": [{"rows": 500, "arms": arms}]}})
-    assert rows == [("500", "85.0 ± 1.0", "85.0 ± 1.0", "+4.4 (+2.4 to +6.4)")] and len(head) == 4
+    assert rows == [("500", "85.00 ± 1.00", "85.00 ± 1.00", "+4.40 (+2.40 to +6.40)")] and len(head) == 4
 
 
 def test_other_recipes_that_a_study_tested_stand_beside_the_profile():
@@ -248,7 +248,7 @@ def test_other_recipes_that_a_study_tested_stand_beside_the_profile():
     found = results(records)
     row = found["`mini-agnews`, batches of 32"]
     assert row[:2] == ("0.9300", "0.912–0.944") and row[3:5] == ("70,916", "3,200") and len(row) == 6
-    assert row[2].startswith("0.4650 ± ") and row[5].startswith("ahead: +3.0 (")
+    assert row[2].startswith("0.4650 ± ") and row[5].startswith("ahead: +3.00 (")
     assert found["`mini`, batches of 32"][5] == "no paired test yet"
     assert "`mini-agnews`, untested" not in found and "`mini-agnews`, ours" not in found
 

@@ -20,7 +20,7 @@ def draw_throughput(record: dict) -> Figure:
     figure, axes = make_axes(size=(6.4, 2.6))
     bars = axes.barh(list(rates), rates.values(), color=[GREEN if n.startswith("ours") else GREY for n in rates])
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set(xlabel="examples a second", title="A training step of roberta-base", xlim=(0, 1.15 * max(rates.values())))
+    axes.set(xlabel="examples a second", title="A step at roberta-base's shape", xlim=(0, 1.15 * max(rates.values())))
     axes.invert_yaxis()
     return figure
 
@@ -55,7 +55,9 @@ def draw_learning_rates(evidence: dict) -> Figure:
     rates = {float(name): arms[name]["validation_accuracy"] for name in sorted(arms, key=float)}
     _plot_ranges(axes, rates, "{:g}", color=BLUE, marker="o")
     axes.set(
-        xlabel="learning rate at its peak", ylabel="share of validation rows right", title="Accuracy by learning rate"
+        xlabel="learning rate at its peak",
+        ylabel="share of validation rows right",
+        title="Mean and range by learning rate",
     )
     return figure
 
@@ -67,7 +69,9 @@ def draw_label_counts(evidence: dict) -> Figure:
     linear = {size["rows"]: [run["linear"]["accuracy"] for run in size["runs"]] for size in study["sizes"]}
     _plot_ranges(axes, lora, "{:,}", color=BLUE, marker="o", label="LoRA")
     _plot_ranges(axes, linear, "{:,}", color=ORANGE, marker="s", label="linear model")
-    axes.set(xlabel="labelled training rows", ylabel="share of test rows right", title="Accuracy by labelled rows")
+    axes.set(
+        xlabel="labelled training rows", ylabel="share of test rows right", title="Mean and range by labelled rows"
+    )
     axes.legend(loc="lower right", fontsize=SMALL)
     return figure
 

@@ -63,7 +63,8 @@ def rerun_profile(profile: str) -> None:
         for folder in (*earlier, last):
             _leave_states_out(folder)
     resumable = ", ".join(folder.name for folder in list_checkpoints(fresh) if (folder / STATES[0]).is_file())
-    values = {"profile": profile, "base": record["base"]["name"], "batch": config.batch_size, "resumable": resumable}
+    values = {"profile": profile, "base": record["base"]["name"], "batch": config.batch_size, "steps": config.max_steps}
+    values["resumable"] = resumable
     _replace(CHECKPOINTS / profile, fresh, CARD.read_text(encoding="utf-8").format(**values))
     draw_figures([CHECKPOINTS / profile], FIGURES_FOLDER)
 

@@ -132,13 +132,13 @@ def _compare(*by_row: str | None) -> str:
     return f"{found['verdict']}: {_points(found)}"
 
 
-def _points(found: dict, decimals: int = 1) -> str:
-    middle, low, high = (f"{100 * value:+.{decimals}f}" for value in (found["difference"], *found["interval"]))
+def _points(found: dict) -> str:
+    middle, low, high = (f"{100 * value:+.2f}" for value in (found["difference"], *found["interval"]))
     return f"{middle} ({low} to {high})"
 
 
-def _in_percent(middle: float, deviation: float, decimals: int = 1) -> str:
-    return f"{100 * middle:.{decimals}f} ± {100 * deviation:.{decimals}f}"
+def _in_percent(middle: float, deviation: float) -> str:
+    return f"{100 * middle:.2f} ± {100 * deviation:.2f}"
 
 
 def _describe_linear_models(profiles: list[str], records: dict) -> Iterable[tuple[str, ...]]:
@@ -178,8 +178,8 @@ def make_study(part: str, records: dict) -> Iterable[tuple[str, ...]]:
     arms = records.get(part, {}).get("variants", {})
     yield "arm", "mean ± standard deviation", f"`{next(iter(arms), 'ours')}` minus it (95 % interval)"
     for name, arm in arms.items():
-        ahead = _points(arm, 2) if "difference" in arm else ""
-        yield f"`{name}`", _in_percent(arm["mean"], arm["std"], 2), ahead
+        ahead = _points(arm) if "difference" in arm else ""
+        yield f"`{name}`", _in_percent(arm["mean"], arm["std"]), ahead
 
 
 def make_gpu_batches(records: dict) -> Iterable[tuple[str, ...]]:
