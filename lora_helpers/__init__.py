@@ -19,6 +19,14 @@ def in_notebook() -> bool:
     return type(sys.stdout).__module__.startswith("ipykernel")
 
 
+def progress_bar(*, wanted: bool, **named):
+    """tqdm's bar, on stderr if it is a terminal, so that no log is filled; in a notebook on stdout."""
+    from tqdm import tqdm
+
+    shown = {"file": sys.stdout, "disable": False} if in_notebook() else {"file": sys.stderr, "disable": None}
+    return tqdm(**named, **(shown if wanted else {"disable": True}))
+
+
 def quiet() -> None:
     """Show only our messages and one progress bar. Call before transformers is imported.
 

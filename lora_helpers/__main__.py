@@ -148,7 +148,11 @@ def export(checkpoint, target, adapter, onnx, base_name) -> None:
 def figures(run_dirs, output_dir) -> None:
     """Draw the figures of runs from their records."""
     from .figures import draw_figures
+    from .records import committed_runs
 
+    theirs = {path.name: path for path in committed_runs()} if output_dir.resolve() == REPOSITORY / "figures" else {}
+    if mine := [path for path in run_dirs if theirs.get(path.resolve().name, path.resolve()) != path.resolve()]:
+        raise InputError(f"{mine[0]} is called like a committed run, whose figures it would replace; give --output-dir")
     files = [path for kinds in draw_figures(run_dirs, output_dir).values() for path in kinds.values()]
     if not run_dirs:
         from .evidence.rebuild import draw

@@ -61,10 +61,15 @@ def draw_roberta_base(output_dir: Path | str) -> Path:
 
 def _count_parts(record: dict) -> dict:
     """What the picture's words are filled in with. A layer is of BERT's kind: four projections, a feed-forward block
-    there and back, two norms; what else is frozen are the embeddings."""
+    there and back, two norms; what else is frozen are RoBERTa's embeddings, and of other bases a few weights more."""
     shape, counts = record["shape"], record["parameters"]
     width, layers, inner = shape["hidden_size"], shape["num_hidden_layers"], shape["feed_forward_size"]
     layer = 4 * (width + 1) * width + (width + 1) * inner + (inner + 1) * width + 4 * width
-    facts = {"layer": layer, "lora_a_layer": counts["lora"] // layers, "embeddings": counts["frozen"] - layers * layer}
+    facts = {
+        "layer": layer,
+        "lora_a_layer": counts["lora"] // layers,
+        "rest_numbers": counts["frozen"] - layers * layer,
+    }
+    facts["rest"] = "embeddings" if shape["model_type"] == "roberta" else "embeddings and others"
     facts |= {f"{name}_numbers": shape[name][0] * shape[name][1] for name in "WAB"}
     return record["config"] | shape | counts | facts | {"share": counts["trainable"] / counts["total"]}

@@ -21,8 +21,6 @@ _SHAPE = {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}
 FULL_SIZE = {ROBERTA_BASE: ("roberta", _SHAPE | {"type_vocab_size": 1}), MPNET_BASE: ("mpnet", _SHAPE)}
 PARAMETERS = {ROBERTA_BASE: 124_648_708, MPNET_BASE: 109_489_540}
 
-BERT_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-DISTILBERT_DROPOUT = ("dropout", "attention_dropout", "seq_classif_dropout")
 WANTED = "wanted an encoder for which transformers has a sequence-classification head (RoBERTa, DistilBERT, MPNet, ...)"
 
 
@@ -75,8 +73,8 @@ def read_shape(folder: Path, dropout: float | None = None) -> PreTrainedConfig:
         id2label=dict(enumerate(LABELS)), label2id={label: i for i, label in enumerate(LABELS)},
     )  # fmt: skip
     shape.transformers_weights = None  # else another file than those that identify the base
-    for field in (*BERT_DROPOUT, *DISTILBERT_DROPOUT):
-        if dropout is not None and hasattr(shape, field):
+    for field, value in shape.to_dict().items():  # hidden_dropout_prob, classifier_dropout, attn_pdrop, …
+        if dropout is not None and type(value) in (int, float) and ("dropout" in field or field.endswith("pdrop")):
             setattr(shape, field, dropout)
     return shape
 

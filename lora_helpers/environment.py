@@ -71,12 +71,8 @@ def describe_code(repository: Path = REPOSITORY) -> dict:
 
 def code_mark(environment: dict) -> str:
     """What figures print of the code of a record: `code 1a2b3c4d5e`, with `, not committed` where that is so."""
-    if "code_sha256" in environment:
-        mark = f"code {environment['code_sha256'][:10]}"
-        return f"{mark}, not committed" if environment["code_committed"] is False else mark
-    # An older record: the commit, and whether anything at all, records and figures included, differed from it.
-    mark = f"commit {(environment['commit'] or 'unknown')[:10]}"
-    return f"{mark} and changes" if environment.get("uncommitted_changes") else mark
+    mark = f"code {environment.get('code_sha256', 'unknown')[:10]}"
+    return f"{mark}, not committed" if environment.get("code_committed") is False else mark
 
 
 def compare_with_pins() -> tuple[list[str], list[str]]:

@@ -17,9 +17,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .architecture import draw_architecture
-from .config import AG_NEWS, BUNDLED, LABELS
+from .config import AG_NEWS, BUNDLED, LABELS, MAY_DIFFER
 from .environment import code_mark
 from .errors import InputError
+from .evaluation import accuracy_interval
 from .files.places import CHECKPOINTS
 from .records import RECORD, find_rivals, read_evidence, read_record, training_rows, validation_rows
 
@@ -64,7 +65,8 @@ def draw_losses(record: dict) -> Figure:
     axes.text(*place, "guessing: ln 4", ha="right", va="top", size=SMALL, color=GREY)
     axes.plot(*train, color=ORANGE, ls="--", marker=".", label="training, mean since last point")
     axes.plot(*validation, color=BLUE, marker="o", ms=4, label="validation")
-    axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats)", title=f"Loss: {_name_data(record)}")
+    smoothed = ", smoothed labels" if record["config"].get("label_smoothing_factor") else ""
+    axes.set(xlabel="optimizer step", ylabel=f"cross-entropy (nats){smoothed}", title=f"Loss: {_name_data(record)}")
     axes.set_ylim(0, max(1.45, *train[1], *validation[1]))
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.9), fontsize=SMALL)
     return figure
@@ -74,7 +76,7 @@ def draw_accuracy(record: dict) -> Figure:
     """Validation accuracy by step; on the very same rows, its range over seeds and what simpler models reach."""
     figure, axes = make_axes()
     steps, accuracy = _columns(validation_rows(record), "step", "eval_accuracy")
-    evidence = _read_evidence_on_its_rows(record)
+    evidence = _read_its_evidence(record)
     curves = [run["curve"] for run in evidence.get(f"{record['profile']}-seeds", {}).get("runs", []) if "curve" in run]
     if curves:  # of each seed, [[step, accuracy], …]
         at, values = np.array(curves)[0, :, 0], np.array(curves)[:, :, 1]
@@ -119,13 +121,11 @@ def draw_confusion(record: dict) -> Figure | None:
 
 def draw_reliability(record: dict) -> Figure | None:
     """Accuracy by confidence on the test split, with Wilson's 95 % intervals, and below it the rows behind each point."""
-    from scipy.stats import binomtest
-
     if record.get("test", {}).get("examples", 0) < ENOUGH_ROWS:
         return None
     confidence, p, n = _columns(record["test"]["calibration"]["bins"], "confidence", "accuracy", "count")
-    tests = [binomtest(round(right * rows), rows) for right, rows in zip(p, n, strict=True)]
-    ends = zip(*(test.proportion_ci(method="wilson") for test in tests), strict=True)
+    hits = (round(right * rows) for right, rows in zip(p, n, strict=True))
+    ends = zip(*map(accuracy_interval, hits, n), strict=True)
     figure, (axes, strip) = make_axes(size=(6.4, 5.6), rows=2, height_ratios=(3, 1), sharex=True)
     axes.plot([0.25, 1], [0.25, 1], color=GREY, ls=":", label="perfectly calibrated")
     axes.plot(confidence, p, color=BLUE, ls="", marker="o", label="this model, 95 % intervals")
@@ -165,21 +165,17 @@ def draw_norms(record: dict) -> Figure:
     names, norms = list(record["lora_norms"]), list(record["lora_norms"].values())
     places, targets = np.arange(len(names)), [name.rpartition(".")[2] for name in names]
     layers, several = [re.search(r"\b\d+\b|$", name)[0] for name in names], len(set(targets)) > 1
-    labels = [f"{layer} {target}" if several else layer for layer, target in zip(layers, targets, strict=True)]
+    values, largest, relative = _columns(norms, "singular_values", "largest_of_W", "relative")
     figure, axes = make_axes()
-    if isinstance(norms[0], dict):
-        values, largest, relative = _columns(norms, "singular_values", "largest_of_W", "relative")
-        for i, (color, name) in enumerate(((ORANGE, "1st"), ("#F0B48C", "2nd"))[: len(values[0])]):
-            axes.bar(places + 0.4 * i - 0.2, [v[i] for v in values], 0.4, color=color, label=f"update, {name}")
-        axes.plot(places, largest, ls="", marker="_", ms=22, mew=3, color=GREY, label="W, 1st")
-        labels = [f"{label}\n{share:.0%}" for label, share in zip(labels, relative, strict=True)]
-        axes.margins(y=0.4)  # room for the legend
-        axes.legend(loc="upper left", ncols=2, fontsize=SMALL)
-        axes.set(ylabel="singular value", title="Singular values; %: norm of the update / of W")
-    else:  # recorded before the singular values were
-        axes.bar(places, norms, color=ORANGE)
-        axes.set(ylabel="Frobenius norm", title="Size of the update (alpha / r) B A")
+    for i, (color, name) in enumerate(((ORANGE, "1st"), ("#F0B48C", "2nd"))[: len(values[0])]):
+        axes.bar(places + 0.4 * i - 0.2, [v[i] for v in values], 0.4, color=color, label=f"update, {name}")
+    axes.plot(places, largest, ls="", marker="_", ms=22, mew=3, color=GREY, label="W, 1st")
+    axes.margins(y=0.4)  # room for the legend
+    axes.legend(loc="upper left", ncols=2, fontsize=SMALL)
+    axes.set(ylabel="singular value", title="Singular values; %: norm of the update / of W")
     axes.set_xlabel(f"layer ({', '.join(sorted(set(targets)))})")
+    names = map(" ".join, zip(layers, targets, strict=True)) if several else layers
+    labels = [f"{name}\n{share:.0%}" for name, share in zip(names, relative, strict=True)]
     axes.set_xticks(places, labels, rotation=90 * several)
     return figure
 
@@ -227,8 +223,20 @@ def _name_data(record: dict) -> str:
     return {AG_NEWS: "AG News", BUNDLED: "bundled corpus"}.get(dataset, Path(dataset).name)
 
 
-def _read_evidence_on_its_rows(record: dict) -> dict:
-    """The evidence, or {} if the run's training and validation rows are not those of its profile's committed run."""
-    committed = CHECKPOINTS / record["profile"]
-    same = (committed / RECORD).is_file() and read_record(committed)["data"]["sha256"] == record["data"]["sha256"]
-    return read_evidence() if same else {}
+def _read_its_evidence(record: dict) -> dict:
+    """The evidence that may stand beside a run: none if its rows are not those of its profile's committed run, of another
+    base only the linear models, and the seeds only of the same recipe."""
+    profile = record["profile"]
+    committed = CHECKPOINTS / profile
+    if not (committed / RECORD).is_file():
+        return {}
+    its = read_record(committed)
+    if its["data"]["sha256"] != record["data"]["sha256"]:
+        return {}
+    evidence = read_evidence()
+    if its["base"]["weights_sha256"] != record["base"]["weights_sha256"]:
+        return {"baselines": evidence["baselines"]}
+    changed = (
+        {name for name in its["config"] if its["config"][name] != record["config"].get(name)} - MAY_DIFFER - {"seed"}
+    )
+    return {part: found for part, found in evidence.items() if not (changed and part == f"{profile}-seeds")}

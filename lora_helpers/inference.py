@@ -8,7 +8,6 @@ import csv
 import logging
 import os
 import secrets
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from itertools import islice, tee
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import in_notebook, loading
+from . import loading, progress_bar
 from .batching import batches_by_tokens, pad
 from .checkpoints import Verification, load_checkpoint
 from .config import LABELS, PRECISIONS
@@ -122,7 +121,7 @@ class Classifier:
         unfinished = target.with_name(f".{secrets.token_hex(8)}.partial")  # short: a name may be at the limit
         try:
             stream = unfinished.open("w", newline="", encoding="utf-8", errors="replace")
-            with stream, _progress_bar(total, wanted=progress) as bar:
+            with stream, progress_bar(wanted=progress, total=total, desc="predict", unit=" documents") as bar:
                 writer = csv.writer(stream, lineterminator="\n")
                 writer.writerow(["ID", "Label"] + (["LabelName", *LABELS] if probabilities else []))
                 documents, again = tee(read())
@@ -206,14 +205,6 @@ def _mention_int8() -> None:
     notice = 'precision "int8" labels %.1f times as many rows a second; of %d validation rows %.1f %% kept their label'
     if found := read_evidence().get("int8"):  # nothing is said that was not measured
         logger.info(notice, found["speedup"], found["rows"], 100 * found["agreement"])
-
-
-def _progress_bar(documents: int, *, wanted: bool):
-    """A bar on stderr if it is a terminal, so that no log is filled; in a notebook on stdout."""
-    from tqdm import tqdm
-
-    shown = {"file": sys.stdout, "disable": False} if in_notebook() else {"file": sys.stderr, "disable": None}
-    return tqdm(total=documents, desc="predict", unit=" documents", **shown if wanted else {"disable": True})
 
 
 def _require_new_csv(target: Path) -> None:

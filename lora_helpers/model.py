@@ -36,8 +36,12 @@ def build_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         raise InputError(f"lora_targets {config.lora_targets}: {first_line(error)}") from error
     if any(len(getattr(module, "lora_embedding_A", ())) for module in model.modules()):
         raise InputError(f"lora_targets {config.lora_targets}: an embedding is among them; wanted linear layers")
+    adapted = [f".{name}" for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    if idle := [name for name in config.lora_targets if not any(each.endswith(f".{name}") for each in adapted)]:
+        raise InputError(f"lora_targets {config.lora_targets}: no layer of the encoder is called {', '.join(idle)}")
     # PEFT writes the folder it loaded from; a checkpoint must not carry a path of this machine.
     model.peft_config["default"].base_model_name_or_path = portable_name(config.base_model)
+    model.peft_config["default"].target_modules = sorted(config.lora_targets)  # a set would be written in any order
     # Left to itself, PEFT asks the Hub at every save for the base's `main` branch, to see whether the vocabulary grew.
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     # A weight that was just drawn at random and stays frozen would ruin the model without a word.
@@ -60,7 +64,8 @@ def make_lora_config(config: RunConfig, heads: list[str]) -> LoraConfig:
 
 
 def build_meta_model(config: RunConfig) -> PeftModel:
-    """The base of `config` under its LoRA on the meta device: every count, no weight; roberta-base and mpnet-base no file."""
+    """The base of `config`, whose head must be called `classifier`, under its LoRA on the meta device: every count, no
+    weight; roberta-base and mpnet-base no file."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForSequenceClassification

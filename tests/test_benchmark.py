@@ -158,8 +158,9 @@ def test_each_peer_is_shown_at_its_best_batch_size(tiny_shape, monkeypatch):
     assert found["fast"] == {"rows": 4, "rows_per_second": 8.0, "batch_size": None}
 
 
-def test_a_stream_has_a_row_for_every_size(classifier):
-    rows = prediction_speed.measure_growth(classifier, (50, 100))["predicted_rows"]
+def test_a_stream_has_a_row_for_every_size(classifier, monkeypatch):
+    monkeypatch.setattr(prediction_speed, "load_committed", lambda profile, device: classifier)
+    rows = prediction_speed.measure_growth(sizes=(50, 100))["predicted_rows"]
     assert [row["size"] for row in rows] == [50, 100]
     assert all(row["seconds"] > 0 and bool(row["peak_memory_mib"]) == HAS_PEAK for row in rows)
 
@@ -283,7 +284,7 @@ def test_the_difference_of_int8_is_its_accuracy_minus_that_of_float32(monkeypatc
         assert device == "cpu"
         return SimpleNamespace(predict_probabilities=partial(predict_probabilities, precision=precision))
 
-    monkeypatch.setattr(prediction_speed, "Classifier", SimpleNamespace(from_checkpoint=load))
+    monkeypatch.setattr(prediction_speed, "load_committed", load)
     found = prediction_speed.compare_precisions("mini", rounds=2)
     assert found["agreement"] == pytest.approx(0.9) and found["difference"] == pytest.approx(-0.1)
     assert found["verdict"] == "behind" and found["rows"] == len(rows) and found["speedup"] > 0

@@ -19,7 +19,7 @@ from lora_helpers.command_line import COMMANDS
 from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, PROFILES, RunConfig, describe_fields
 from lora_helpers.data import load_split
 from lora_helpers.errors import InputError
-from lora_helpers.files.places import REPOSITORY
+from lora_helpers.files.places import CHECKPOINTS, REPOSITORY
 from lora_helpers.pretraining.config import PretrainingConfig
 from lora_helpers.records import read_record
 
@@ -438,3 +438,14 @@ def test_export_writes_the_form_that_was_asked_for(tmp_path, tiny_run, capsys):
     assert adapter["base_model_name_or_path"] == "someone/some-base"
     assert run("export", checkpoint, tmp_path / "merged") == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_figures_of_a_run_called_like_a_committed_one_do_not_replace_its(tmp_path, capsys):
+    shutil.copytree(CHECKPOINTS / "mini", tmp_path / "mini", ignore=shutil.ignore_patterns("checkpoint-*"))
+    before = {path: path.read_bytes() for path in (REPOSITORY / "figures").glob("mini-*")}
+    assert run("figures", tmp_path / "mini") == 2
+    assert (
+        "is called like a committed run, whose figures it would replace; give --output-dir" in capsys.readouterr().err
+    )
+    assert {path: path.read_bytes() for path in before} == before
+    assert run("figures", tmp_path / "mini", "--output-dir", tmp_path / "mine") == 0

@@ -112,7 +112,8 @@ def test_damage_of_every_file_is_noticed_by_all_that_open_a_checkpoint(run_dir, 
                     look(newest)
                 assert "\n" not in str(caught.value)
             caplog.clear()
-            assert find_start(run_dir) is None
+            with pytest.raises(CheckFailed, match="none of its checkpoints can be continued"):
+                find_start(run_dir)
             assert "checkpoint-20 skipped: " in caplog.text and f"{name}: " in caplog.text
         record_count("damaged files noticed")
     older.rename(run_dir / "checkpoint-10")
@@ -147,6 +148,8 @@ def test_a_manifest_that_was_edited_or_has_no_checksum_is_refused(run_dir):
 
 
 def test_without_a_manifest_a_checkpoint_predicts_with_a_notice_and_is_not_resumed(run_dir, caplog):
+    with pytest.raises(InputError, match="checkpoint-10"):  # the run instead of a checkpoint: what lies in it is named
+        find_start(run_dir, run_dir)
     newest = run_dir / "checkpoint-20"
     (newest / MANIFEST).unlink()
     assert "no manifest" in verify_checkpoint(newest).notices[0]
@@ -154,6 +157,20 @@ def test_without_a_manifest_a_checkpoint_predicts_with_a_notice_and_is_not_resum
         find_start(run_dir, newest)
     assert find_start(run_dir) == (run_dir / "checkpoint-10").resolve()
     assert "checkpoint-20 skipped: it has no manifest" in caplog.text
+
+
+def test_a_run_whose_base_changed_is_not_begun_anew_over_its_checkpoints(config, run_dir, caplog):
+    """The fault is not in the checkpoints, and mending the base saves them all."""
+    changed = Path(config.base_model) / "tokenizer_config.json"
+    files = {path: path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file()}
+    with (
+        damaged(changed, "flipped at the end"),
+        pytest.raises(CheckFailed, match="none of its checkpoints can be continued"),
+    ):
+        training.train(config, run_dir, resume=True)
+    assert "checkpoint-20 skipped: " in caplog.text
+    assert {path: path.read_bytes() for path in files} == files
+    assert find_start(run_dir) == (run_dir / "checkpoint-20").resolve()
 
 
 def test_a_run_resumed_past_a_damaged_checkpoint_ends_as_the_unbroken_one(config, unbroken, run_dir, caplog):
@@ -175,7 +192,9 @@ def test_a_checkpoint_under_the_name_of_another_step_is_not_resumed(run_dir, cap
     renamed = (run_dir / "checkpoint-10").rename(run_dir / "checkpoint-20")
     with pytest.raises(CheckFailed, match="name it checkpoint-10 again"):
         find_start(run_dir, renamed)
-    assert find_start(run_dir) is None and "checkpoint-20 skipped" in caplog.text
+    with pytest.raises(CheckFailed, match="none of its checkpoints"):
+        find_start(run_dir)
+    assert "checkpoint-20 skipped" in caplog.text
     assert verify_checkpoint(renamed.rename(run_dir / "favourite")).step == 10  # to predict, any name will do
     with pytest.raises(CheckFailed, match="name it checkpoint-10 again"):
         find_start(run_dir, run_dir / "favourite")

@@ -300,3 +300,19 @@ def test_ag_news_has_its_rows_and_the_original_split_its_640(ag_news_dir):
     stock = Dataset.from_dict({"i": range(len(splits.train) + 640)}).train_test_split(test_size=640, seed=42)
     every = load_split("fancyzhx/ag_news", "train", "x")
     assert list(splits.validation["text"]) == list(every.select(stock["test"]["i"])["text"])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"validation_size": 60}, {"split_seed": 7}, {"stratified": False}, {"validation_share": 0.5}]
+)
+def test_how_to_choose_validation_rows_is_refused_where_the_data_bring_them(fields):
+    with pytest.raises(InputError, match=f"^{next(iter(fields))}: without effect, since bundled brings its own"):
+        load_ag_news(get_profile("mini", **fields))
+
+
+def test_a_class_of_one_row_cannot_be_stratified_and_the_message_says_what_can(tmp_path):
+    write_rows(tmp_path / "train.csv", [row for row in make_rows(120) if row[0] != 4] + [(4, "a single", "row")])
+    config = get_profile("mini", dataset=str(tmp_path), validation_size=20)
+    with pytest.raises(InputError, match="only 1 member.*; or say stratified false$"):
+        load_ag_news(config)
+    assert len(load_ag_news(config.replace(stratified=False)).validation) == 20

@@ -81,10 +81,9 @@ def test_the_mark_names_the_code_and_whether_it_was_committed():
     assert environment.code_mark(new) == "code 1a2b3c4d5e"
     assert environment.code_mark(new | {"code_committed": False}) == "code 1a2b3c4d5e, not committed"
     assert environment.code_mark(new | {"commit": None, "code_committed": None}) == "code 1a2b3c4d5e"
-    old = {"commit": "c" * 40, "uncommitted_changes": False}
-    assert environment.code_mark(old) == "commit cccccccccc"
-    assert environment.code_mark(old | {"uncommitted_changes": True}) == "commit cccccccccc and changes"
-    assert environment.code_mark({"commit": None, "uncommitted_changes": None}) == "commit unknown"
+    assert (
+        environment.code_mark({"commit": "c" * 40, "uncommitted_changes": False}) == "code unknown"
+    )  # an older record
 
 
 def test_the_environment_is_that_of_this_project(monkeypatch):

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -14,7 +13,6 @@ from hub_repositories import SMALL, SMALL_PARAMETERS, build_base
 
 from lora_helpers import bases, checkpoints, records
 from lora_helpers.config import AG_NEWS, PROFILES, ROBERTA_BASE, get_profile
-from lora_helpers.data import load_split
 from lora_helpers.errors import CheckFailed
 from lora_helpers.evidence import rebuild, report, study, tables
 from lora_helpers.files.manifests import read_manifest
@@ -269,19 +267,3 @@ def test_a_row_of_a_seed_says_how_many_labels_it_saw(monkeypatch):
     monkeypatch.setattr(study, "train_and_test", lambda config, folder: record)
     seen = [study.run_seeds("mini", (43,), max_steps=steps)[0]["labelled_rows"] for steps in (20, 300)]
     assert seen == [320, 840] and record["data"]["rows"]["train"] == 840
-
-
-def test_scoring_again_changes_the_test_scores_of_a_record_and_nothing_else(tiny_run, tmp_path, monkeypatch):
-    run = tmp_path / "mini"
-    shutil.copytree(tiny_run, run)
-    shutil.copytree(run / "checkpoint-10", run / "checkpoint-5")
-    (run / "checkpoint-5" / "adapter_model.safetensors").unlink()  # it is the last that is scored
-    before = records.read_record(run)
-    monkeypatch.setattr(rebuild, "committed_runs", lambda: [run])
-    rebuild.score_again()
-    after = dict(records.read_record(run))
-    scores = after.pop("test")
-    assert after == {key: value for key, value in before.items() if key != "test"}
-    labels = load_split("bundled", "test")["label"][:]
-    hits = sum(int(digit) == label for digit, label in zip(scores["predictions"], labels, strict=True))
-    assert scores["accuracy"] == hits / len(labels) and scores["code"].startswith("code ")

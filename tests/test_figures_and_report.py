@@ -82,7 +82,9 @@ def test_what_has_too_little_to_show_is_left_out(record):
 
 def test_the_training_loss_is_called_what_it_is(record):
     shown = words(figures.draw_losses(record))
-    assert "training, mean since last point" in shown and "Loss: AG News" in shown
+    assert {"training, mean since last point", "Loss: AG News", "cross-entropy (nats)"} <= set(shown)
+    record["config"]["label_smoothing_factor"] = 0.1
+    assert "cross-entropy (nats), smoothed labels" in words(figures.draw_losses(record))
 
 
 RIVALS = {"head alone": {"mean": 0.8765, "runs": [1, 2]}, "full fine-tuning": {"mean": 0.9321, "runs": [1]}}
@@ -110,6 +112,12 @@ def test_accuracies_of_runs_share_an_axis_and_stand_beside_simpler_models_of_the
     ]
     assert limits[0] == limits[1] and limits[2] == limits[3]
     assert not references & set(words(figures.draw_accuracy(mini)))  # evidence of another profile
+    other = record | {"config": record["config"] | {"lora_rank": 64}}  # another recipe
+    assert references - set(words(figures.draw_accuracy(other))) == {"range of 2 seeds"}
+    its = record | {"config": record["config"] | {"seed": 7, "report_to": "tensorboard"}}
+    assert references <= set(words(figures.draw_accuracy(its)))
+    its = record | {"base": record["base"] | {"weights_sha256": "another"}}
+    assert references & set(words(figures.draw_accuracy(its))) == {"linear model, all rows: 0.912"}
     for split in ("validation", "train"):
         data = record["data"] | {"sha256": record["data"]["sha256"] | {split: "other rows"}}
         assert not references & set(words(figures.draw_accuracy(record | {"data": data})))
@@ -164,8 +172,6 @@ def test_norms_show_what_is_recorded(record, values):
     assert bars == [v for v in values for _ in range(12)]
     record["lora_norms"] = dict.fromkeys(("encoder.layer.0.query", "encoder.layer.0.value"), facts)
     assert {"0 query\n12%", "0 value\n12%", "layer (query, value)"} <= set(words(figures.draw_norms(record)))
-    record["lora_norms"] = {"encoder.layer.0.query": 1.5, "encoder.layer.0.value": 0.5}
-    assert {"0 query", "0 value", "Frobenius norm"} <= set(words(figures.draw_norms(record)))
 
 
 def test_the_architecture_counts_every_weight_and_is_drawn_to_scale(tmp_path, record, monkeypatch):
@@ -214,7 +220,7 @@ def test_the_architecture_s_parts_add_up_for_other_encoders(kind):
     }
     layer = [n for name, n in frozen.items() if ".layer.1." in name]
     assert parts["layer"] == sum(layer) > 0
-    assert parts["embeddings"] == sum(n for name, n in frozen.items() if ".layer." not in name)
+    assert parts["rest_numbers"] == sum(n for name, n in frozen.items() if ".layer." not in name)
     assert draw_architecture(facts)
 
 

@@ -43,7 +43,7 @@ def test_devices_are_compared_by_probability_and_bfloat16_by_label(monkeypatch):
         def __init__(self, device, precision):
             self.predict_probabilities = lambda texts: given[device, precision][: len(texts)]
 
-    monkeypatch.setattr(gpu.Classifier, "from_checkpoint", lambda _, device, precision: Fake(device, precision))
+    monkeypatch.setattr(gpu, "load_committed", lambda _, device, precision: Fake(device, precision))
     monkeypatch.setattr(gpu, "load_ag_news", lambda _: type("", (), {"validation": {"text": ["a", "b", "c", "d"]}}))
     found = gpu.compare_devices()
     assert found == {"rows": 4, "largest_difference": pytest.approx(2e-5, rel=0.01), "bfloat16_agreement": 0.75}

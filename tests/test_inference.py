@@ -249,7 +249,7 @@ def test_a_notebook_shows_the_bar_where_nothing_is_red(classifier, tmp_path, mon
 
 def test_an_error_in_the_last_row_comes_before_any_work_and_any_bar(classifier, tmp_path, monkeypatch):
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n' * 9 + '{"text": 1}\n')
-    monkeypatch.setattr(inference, "_progress_bar", None)
+    monkeypatch.setattr(inference, "progress_bar", None)
     monkeypatch.setattr(Classifier, "_classify", None)
     with pytest.raises(InputError, match="line 10"):
         classifier.predict_file(tmp_path / "in.jsonl", tmp_path / "out.csv")

@@ -44,8 +44,7 @@ class Promising:
 
 def fit(monkeypatch, model):
     splits = type("Splits", (), {"validation": model.rows("validation")})
-    monkeypatch.setattr(limits, "list_checkpoints", lambda _: ["checkpoint"])
-    monkeypatch.setattr(limits.Classifier, "from_checkpoint", lambda _: model)
+    monkeypatch.setattr(limits, "load_committed", lambda _: model)
     monkeypatch.setattr(limits, "load_ag_news", lambda _: splits)
     monkeypatch.setattr(limits, "load_split", lambda *_: model.rows("test"))
     monkeypatch.setattr(limits, "bootstrap", lambda *rows, **how: bootstrap(*rows, **how | {"n_resamples": 200}))

@@ -184,16 +184,18 @@ def test_dropout_is_the_runs(tiny_config):
 
 @pytest.mark.parametrize("dropout", [None, 0.0, 0.3])
 def test_every_dropout_of_an_encoder_is_replaced_by_0_too_and_kept_if_none_is_given(dropout, tmp_path):
-    from transformers import DistilBertConfig, RobertaConfig
+    from transformers import AlbertConfig, BertConfig, DistilBertConfig, GPT2Config, RobertaConfig
 
-    for shape in (RobertaConfig(), DistilBertConfig()):
+    for shape in (
+        RobertaConfig(),
+        DistilBertConfig(),
+        BertConfig(classifier_dropout=0.2),
+        AlbertConfig(),
+        GPT2Config(),
+    ):
         shape.save_pretrained(tmp_path)
         found = read_shape(tmp_path, dropout).to_dict()
-        its = {
-            name: value
-            for name, value in found.items()
-            if "dropout" in name and name not in ("classifier_dropout", "qa_dropout")
-        }
+        its = {name: value for name, value in found.items() if "drop" in name and value is not None}
         wanted = {name: value if dropout is None else dropout for name, value in shape.to_dict().items() if name in its}
         assert its == wanted and len(its) >= 2
 
@@ -263,6 +265,9 @@ def test_a_base_that_names_no_feed_forward_size_has_a_shape_all_the_same():
 def test_bad_bases_and_targets_are_one_line(tiny_config, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="lora_targets"):
         build_model(tiny_config.replace(lora_targets=("qery",)))
+    for idle in ("valeu", "out_proj"):  # a slip of the finger, and a layer of the head alone
+        with pytest.raises(InputError, match=f"no layer of the encoder is called {idle}$"):
+            build_model(tiny_config.replace(lora_targets=("query", idle)))
     with pytest.raises(InputError, match="an embedding is among them; wanted linear layers"):
         build_model(tiny_config.replace(lora_targets=("query", "word_embeddings")))
     with pytest.raises(InputError, match="could not be loaded"):
@@ -413,3 +418,11 @@ def test_all_that_tokenises_is_fetched_and_identifies_a_base(tiny_base, tmp_path
         seen.append(base_identity(str(base), None)["sha256"])
         assert any(fnmatch(name, pattern) for pattern in LOADED_FILES)
     assert len({*seen}) == len(seen)
+
+
+def test_several_targets_are_written_in_one_order(tiny_config, tmp_path):
+    """PEFT keeps them as a set, whose order changes from process to process."""
+    names = ("value", "attention.output.dense", "query", "key")
+    model, _ = build_model(tiny_config.replace(lora_targets=names))
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == sorted(names)

@@ -102,3 +102,15 @@ def test_the_hub_is_sought_where_the_proxies_say(proxy, but_for, place, monkeypa
     for name, value in (("https_proxy", proxy), ("no_proxy", but_for), ("all_proxy", "")):
         monkeypatch.setenv(name, value)
     assert not hub.is_at_hand("someone/model", "0a" * 20, kind="model") and asked == [place]
+
+
+def test_a_folder_on_another_drive_is_still_a_folder_by_its_recorded_name(monkeypatch, tmp_path):
+    """Windows has no relative path from one drive to another."""
+
+    def relpath(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    (tmp_path / "my-rows").mkdir()
+    monkeypatch.setattr("lora_helpers.files.places.os.path.relpath", relpath)
+    config = get_profile("roberta-base", dataset=str(tmp_path / "my-rows"))
+    assert config.portable().dataset == "./my-rows"

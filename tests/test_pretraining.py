@@ -198,3 +198,22 @@ def test_a_pretraining_whose_end_or_checkpoints_no_row_of_the_log_meets_is_refus
 
     with pytest.raises(InputError, match=f"{name} is 100, wanted a multiple of eval_steps"):
         PretrainingConfig(**{name: 100})
+
+
+def test_more_dimensions_than_words_are_refused_before_any_work():
+    from lora_helpers.errors import InputError
+
+    with pytest.raises(InputError, match=r"hidden_size is 512, wanted at most vocab_size \(300\)"):
+        PretrainingConfig(hidden_size=512, vocab_size=300)
+
+
+def test_what_was_not_begun_is_not_resumed_and_nobody_s_files_are_removed(tmp_path):
+    from lora_helpers.errors import InputError
+    from lora_helpers.pretraining.run import pretrain
+
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "mine.txt").touch()
+    for resume, said in ((False, "holds files already"), (True, "holds files, but no pretraining that was begun")):
+        with pytest.raises(InputError, match=said):
+            pretrain(SMALL, tmp_path, resume=resume)
+    assert (tmp_path / "work" / "mine.txt").is_file()

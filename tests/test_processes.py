@@ -16,6 +16,7 @@ from two_processes import SECONDS, Launch, rows_written_to
 
 from lora_helpers.__main__ import main
 from lora_helpers.errors import CheckFailed, InputError
+from lora_helpers.records import read_record, validation_rows
 from lora_helpers.training.arguments import Plan, make_arguments
 from lora_helpers.training.failures import failures_in_one_sentence
 from lora_helpers.training.resuming import Beginning
@@ -106,12 +107,14 @@ def test_another_seed_would_be_noticed(one, tiny_base, tmp_path):
         assert_same_run(tmp_path / "run", one)
 
 
-def test_one_folder_one_record_one_bar_one_line(two):
+def test_one_folder_one_record_one_line_an_evaluation_and_one_at_the_end(two):
     run_dir, launch = two
     assert sorted(path.name for path in run_dir.iterdir() if path.name != ".lock") == [
         *("checkpoint-30", "checkpoint-60", "run.json"),
     ]
-    assert launch.written(0).count("\n") <= 1 and "60/60" in launch.written(0)  # a bar is one line, drawn over and over
+    *_, last = told = launch.written(0).splitlines()  # no terminal, so no bar
+    assert last.startswith("step 60 of 60: loss ") and all(line.startswith("step ") for line in told)
+    assert len(told) == len(validation_rows(read_record(run_dir)))
     assert launch.written(0, "stdout").startswith(f"{run_dir}: step 60, validation accuracy")
     assert launch.written(1) == launch.written(1, "stdout") == ""
 

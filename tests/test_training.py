@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from itertools import combinations
@@ -445,6 +446,7 @@ def test_norms_follow_the_formula(unbroken):
 def test_a_last_step_off_the_beat_is_logged_and_the_bar_ends_where_the_run_does(tiny_config, tmp_path, monkeypatch):
     config, made, stock = tiny_config.replace(max_steps=5, eval_steps=2, save_steps=4), [], trainer.make_trainer
     monkeypatch.setattr(trainer, "make_trainer", lambda plan: made.append(stock(plan)) or made[-1])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     record = train(config, tmp_path / "run")
     assert (
         [row["step"] for row in training_rows(record)] == [row["step"] for row in validation_rows(record)] == [2, 4, 5]
@@ -459,3 +461,18 @@ def test_a_checkpoint_needs_room_for_each_trained_weight_and_its_two_moments(tin
     monkeypatch.setattr(trainer.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
     with pytest.raises(OSError, match=r"1\.0 MiB are free, a checkpoint needs 16\.0 MiB"):
         trainer.require_room(SimpleNamespace(model=model, output_dir=tmp_path))
+
+
+def test_a_warm_up_that_outlasts_the_run_is_said(tiny_config, tmp_path, caplog):
+    """--max-steps alone, with the warm-up of a profile that trains for longer."""
+    config = tiny_config.replace(max_steps=4, eval_steps=2, save_steps=2)
+    train(config, tmp_path / "short")
+    assert "warmup_steps is 5, max_steps 4: the run ends while the learning rate still rises" in caplog.text
+    caplog.clear()
+    train(config.replace(warmup_steps=3), tmp_path / "enough")
+    assert "rises" not in caplog.text
+
+
+def test_other_data_are_allowed_only_where_something_is_resumed(tiny_config, tmp_path):
+    with pytest.raises(InputError, match="allow_other_data: without effect in a run that resumes nothing"):
+        train(tiny_config, tmp_path / "run", allow_other_data=True)

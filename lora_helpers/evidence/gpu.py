@@ -19,10 +19,9 @@ from ..config import get_profile
 from ..data import load_ag_news
 from ..environment import watch_peak_memory
 from ..files.manifests import hash_file
-from ..files.places import CHECKPOINTS, ROBERTA_BASE, RUNS
-from ..inference import Classifier
+from ..files.places import ROBERTA_BASE, RUNS
 from ..training.run import train
-from .study import resume_into
+from .study import load_committed, resume_into
 from .training_speed import SAMPLED, make_step, take_steps
 from .workload import BATCH, make_model, plan_epoch, sample_lengths
 
@@ -34,10 +33,11 @@ def compare_devices(profile: str = "mini-agnews") -> dict:
     """The committed run of a CPU on its validation rows: the largest difference of a probability between CPU and GPU, both
     float32, and the share of labels that stay in the GPU's bfloat16."""
     texts = load_ag_news(get_profile(profile)).validation["text"][:]
-    last, found = list_checkpoints(CHECKPOINTS / profile)[-1], {}
+    found = {}
     for name in ("cpu float32", "cuda float32", "cuda bfloat16"):
         device, precision = name.split()
-        found[name] = Classifier.from_checkpoint(last, device=device, precision=precision).predict_probabilities(texts)
+        classifier = load_committed(profile, device=device, precision=precision)
+        found[name] = classifier.predict_probabilities(texts)
     cpu, gpu, bfloat16 = found.values()
     same = float((cpu.argmax(axis=1) == bfloat16.argmax(axis=1)).mean())
     return {"rows": len(texts), "largest_difference": float(np.abs(cpu - gpu).max()), "bfloat16_agreement": same}

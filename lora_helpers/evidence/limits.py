@@ -11,16 +11,14 @@ from functools import partial
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from scipy.stats import binomtest, bootstrap, ttest_1samp
+from scipy.stats import bootstrap, ttest_1samp
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import NearestNeighbors
 
-from ..checkpoints import list_checkpoints
 from ..config import AG_NEWS, AG_NEWS_REVISION, get_profile
 from ..data import load_ag_news, load_split
-from ..evaluation import calibration
-from ..files.places import CHECKPOINTS
-from ..inference import Classifier
+from ..evaluation import accuracy_interval, calibration
+from .study import load_committed
 
 
 def count_contradictions(near: float = 0.9) -> dict:
@@ -32,10 +30,9 @@ def count_contradictions(near: float = 0.9) -> dict:
     nearest.fit(vectorizer.fit_transform(train["text"][:]))
     distance, index = (column[:, 0] for column in nearest.kneighbors(vectorizer.transform(test["text"][:])))
     differs = (np.array(train["label"][:])[index] != np.array(test["label"][:]))[distance <= 1 - near]
-    found = binomtest(int(differs.sum()), len(differs))
-    low, high = found.proportion_ci(method="wilson")
-    counts = {"train_rows": len(train), "test_rows": len(test), "near_duplicates": found.n, "contradictions": found.k}
-    return {"cosine": near, **counts, "share": found.statistic, "interval": [float(low), float(high)]}
+    count, of = int(differs.sum()), len(differs)
+    counts = {"train_rows": len(train), "test_rows": len(test), "near_duplicates": of, "contradictions": count}
+    return {"cosine": near, **counts, "share": count / of, "interval": accuracy_interval(count, of)}
 
 
 def fit_temperature(profile: str = "mini-agnews") -> dict:
@@ -44,7 +41,7 @@ def fit_temperature(profile: str = "mini-agnews") -> dict:
     paired by row. 95 % intervals: of losses Student's t over rows; of the calibration error, which is no mean over rows,
     a bootstrap of rows."""
     config, logits, labels, found = get_profile(profile), {}, {}, {}
-    classifier = Classifier.from_checkpoint(list_checkpoints(CHECKPOINTS / profile)[-1])
+    classifier = load_committed(profile)
     test = load_split(config.dataset, "test", config.dataset_revision)
     for part, rows in (("validation", load_ag_news(config).validation), ("test", test)):
         # Log-probabilities are the logits up to a constant per row, which softmax cancels.

@@ -20,16 +20,16 @@ from transformers import AutoTokenizer, pipeline
 
 from .. import loading
 from ..bases import compute_first_token_alone
-from ..checkpoints import list_checkpoints
 from ..config import PRECISIONS, ROBERTA_MINI, get_profile
 from ..data import load_ag_news
 from ..environment import best_device, has_fast_bfloat16, watch_peak_memory
 from ..errors import InputError
 from ..evaluation import compare
 from ..export import write_onnx
-from ..files.places import CHECKPOINTS, REPOSITORY
+from ..files.places import REPOSITORY
 from ..inference import Classifier
 from ..model import longest_input
+from .study import load_committed
 from .workload import make_model, sample_lengths, sample_texts
 
 STREAMED = (10_000, 1_000_000)  # rows of a file
@@ -112,8 +112,9 @@ def make_onnxruntime(model, tokenizer, longest: int) -> Peer:
     return Peer(predict)
 
 
-def measure_growth(classifier: Classifier, sizes: tuple[int, ...] = STREAMED) -> dict[str, list[dict]]:
-    """`predicted_rows`: `seconds` and `peak_memory_mib` of `predict_file` on a file of `size` rows of 7 tokens."""
+def measure_growth(profile: str = "mini-agnews", sizes: tuple[int, ...] = STREAMED) -> dict[str, list[dict]]:
+    """`predicted_rows`: `seconds` and `peak_memory_mib` that a committed run takes for a file of `size` rows of 7 tokens."""
+    classifier = load_committed(profile, device="cpu")
     texts, found = sample_texts(np.full(4096, 7), classifier.tokenizer), []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -133,8 +134,7 @@ def compare_precisions(profile: str = "mini-agnews", rounds: int = 3) -> dict:
     rows = load_ag_news(get_profile(profile)).validation
     texts, labels, seconds = rows["text"][:], {}, {}
     for name in ("float32", "int8"):
-        last = list_checkpoints(CHECKPOINTS / profile)[-1]
-        classifier = Classifier.from_checkpoint(last, precision=name, device="cpu")
+        classifier = load_committed(profile, precision=name, device="cpu")
         classifier.predict_probabilities(texts[:16])  # to warm up
         for _ in range(rounds):
             began = time.perf_counter()

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..architecture import draw_roberta_base
-from ..checkpoints import WEIGHTS, list_checkpoints, load_checkpoint, step_of
+from ..checkpoints import WEIGHTS, list_checkpoints, step_of
 from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
 from ..data import COMMITTED_ROWS, load_ag_news, load_split, row_marks
 from ..environment import environment, trains_on_gpu
@@ -25,9 +25,8 @@ from ..errors import InputError
 from ..figures import draw_figures, save
 from ..files.manifests import hash_file, read_manifest, seal
 from ..files.places import CHECKPOINTS, REPOSITORY, RUNS
-from ..inference import Classifier, evaluate_classifier
-from ..model import lora_norms
-from ..records import committed_runs, read_evidence, read_record, write_evidence, write_record
+from ..inference import evaluate_classifier
+from ..records import committed_runs, read_evidence, read_record, write_evidence
 from . import study
 from .plots import QUESTIONS, draw_label_counts, draw_learning_rates, draw_studies, draw_throughput
 
@@ -76,15 +75,6 @@ def _leave_states_out(checkpoint: Path) -> None:
     seal(checkpoint, about)
 
 
-def score_again() -> None:
-    """The last checkpoint of every committed run measured anew, which needs no training: on its test split, and its norms."""
-    for run in committed_runs():
-        record = read_record(run)
-        record["test"] = study.score_on_test(get_profile(run.name), run)
-        record["lora_norms"] = lora_norms(load_checkpoint(list_checkpoints(run)[-1])[0])
-        write_record(run, record)
-
-
 def resume_again(profile: str) -> dict:
     """A committed run, gone on with from its last checkpoint but one: whether it ends in the same weights, bit by bit."""
     (*_, start, end), again = list_checkpoints(CHECKPOINTS / profile), RUNS / f"resumed-{profile}"
@@ -111,7 +101,7 @@ def list_rows() -> None:
 
 def transfer() -> dict:
     """The AG News checkpoint on the bundled test split, which it never saw."""
-    return evaluate_classifier(_load_small(), load_split(BUNDLED, "test"))
+    return evaluate_classifier(study.load_committed(device="cpu"), load_split(BUNDLED, "test"))
 
 
 def time_file(rows: int = 8000) -> dict:
@@ -122,16 +112,10 @@ def time_file(rows: int = 8000) -> dict:
         load_split(AG_NEWS, "train", AG_NEWS_REVISION).select(range(rows)).select_columns("text").to_json(source)
         for precision in ("float32", "int8"):
             began = time.monotonic()
-            _load_small(precision).predict_file(source, Path(folder) / f"{precision}.csv", progress=False)
+            classifier = study.load_committed(precision=precision, device="cpu")  # int8 runs there alone
+            classifier.predict_file(source, Path(folder) / f"{precision}.csv", progress=False)
             seconds[precision] = time.monotonic() - began
     return {"rows": rows, "seconds": seconds}
-
-
-def grow() -> dict:
-    """Time and memory of a file of many rows in a stream."""
-    from .prediction_speed import measure_growth
-
-    return measure_growth(_load_small())
 
 
 def time_notebook() -> dict:
@@ -161,13 +145,6 @@ def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
     return [draw_roberta_base(output_dir), *runs, *files]
 
 
-def _load_small(precision: str = "float32") -> Classifier:
-    """The committed `mini-agnews`, on the CPU, since int8 runs only there and precisions share one device."""
-    return Classifier.from_checkpoint(
-        CHECKPOINTS / "mini-agnews" / "checkpoint-2400", precision=precision, device="cpu"
-    )
-
-
 def _replace(target: Path, fresh: Path, card: str = "") -> None:
     """Put a finished folder in the place of a committed one, which keeps its card; the first gets `card`."""
     before, old = target / "README.md", fresh.with_name(f"{fresh.name}-replaced")
@@ -189,7 +166,6 @@ PARTS = {
     "base": rebuild_base,
     **{profile: partial(rerun_profile, profile) for profile in PROFILES},
     "rows": list_rows,
-    "test-scores": score_again,
     "mini-seeds": partial(study.repeat_seeds, "mini", study.MORE_SEEDS),
     "mini-agnews-seeds": partial(study.repeat_seeds, "mini-agnews", study.MORE_SEEDS),
     "batch-sizes": partial(study.run_study, study.BATCH_SIZES),
@@ -210,7 +186,7 @@ PARTS = {
     "temperature": partial(_load_and_run, "limits", "fit_temperature"),
     "transfer": transfer,
     "prediction-speed": time_file,
-    "growth": grow,
+    "growth": partial(_load_and_run, "prediction_speed", "measure_growth"),
     "int8": partial(_load_and_run, "prediction_speed", "compare_precisions"),
     "mpnet-int8": partial(_load_and_run, "prediction_speed", "compare_precisions", "mpnet-base", 1),
     "bench": partial(_load_and_run, "training_speed", "run_benchmark"),
@@ -225,9 +201,9 @@ PARTS = {
     "mpnet-rivals-seeds": partial(_load_and_run, "rivals", "measure_full_size"),
     "figures": draw,
 }
-# Run only if named: what committed runs rest on, their scores anew, and what takes hours or a GPU.
+# Run only if named: what committed runs rest on, and what takes hours or a GPU.
 OF_MPNET = ("mpnet-rates", "mpnet-resumed", "mpnet-rivals", "mpnet-int8")
 ON_GPU = (*(part for part in PARTS if part.startswith("gpu-")), "mpnet-rivals-seeds", "mpnet-studies")
 STUDIES = ("ablations", "places", "ranks", "learning-rates", "label-counts", "batch-sizes", "random-base", "rivals")
 HOURS = (*STUDIES, "mini-agnews-seeds", *OF_MPNET)
-NAMED_ALONE = ("base", "rows", "test-scores", *HOURS, *ON_GPU)
+NAMED_ALONE = ("base", "rows", *HOURS, *ON_GPU)

@@ -133,6 +133,11 @@ def train_and_test(config: RunConfig, folder: Path) -> RunRecord:
     return record
 
 
+def load_committed(profile: str = "mini-agnews", **options) -> Classifier:
+    """The last checkpoint of a committed run; `options` are those of `Classifier.from_checkpoint`."""
+    return Classifier.from_checkpoint(list_checkpoints(CHECKPOINTS / profile)[-1], **options)
+
+
 def resume_into(folder: Path, config: RunConfig, start: Path) -> None:
     """Continue the checkpoint `start` into `folder`, or, if that holds checkpoints of it already, their last one."""
     train(config, folder, **({"resume": True} if list_checkpoints(folder) else {"resume_from": start}))

@@ -62,7 +62,7 @@ def portable_name(name: str) -> str:
     try:
         return Path(os.path.relpath(folder, REPOSITORY)).as_posix()
     except ValueError:  # another drive of a Windows machine
-        return folder.name
+        return f"./{folder.name}"  # still a folder's name, wherever it is
 
 
 def relative_to_repository(path: Path) -> str:

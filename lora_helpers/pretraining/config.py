@@ -48,8 +48,11 @@ class PretrainingConfig:
 def _at_odds(config: PretrainingConfig) -> list[str]:
     """Violations that take two fields to see."""
     pairs = (("max_steps", "eval_steps"), ("save_steps", "eval_steps"), ("hidden_size", "num_attention_heads"))
-    return [
+    problems = [
         f"{name} is {getattr(config, name)}, wanted a multiple of {other} ({getattr(config, other)})"
         for name, other in pairs
         if getattr(config, name) % getattr(config, other)
     ]
+    if config.hidden_size > config.vocab_size:  # the embeddings begin as an analysis of so many dimensions
+        problems.append(f"hidden_size is {config.hidden_size}, wanted at most vocab_size ({config.vocab_size})")
+    return problems

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,12 +36,15 @@ def pretrain(config: PretrainingConfig, output_dir: Path, *, resume: bool = Fals
     While it runs, checkpoints stand in `output_dir/work` (about 200 MB); `resume` continues the newest one.
 
     Raises:
-        InputError: `output_dir` holds files and `resume` is not set, or was begun with another configuration.
+        InputError: `output_dir` holds files and `resume` is not set, or anything else than this configuration's run.
     """
     path, work_dir = output_dir / PRETRAINING_RECORD, output_dir / "work"
     begun = work_dir / "begun.json"
-    if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
-        raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue")
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        if not resume:
+            raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue")
+        if not (path.is_file() or begun.is_file()):
+            raise InputError(f"{output_dir} holds files, but no pretraining that was begun; name another folder")
     for old in (each for each in (path, begun) if each.is_file()):
         if (record := json.loads(old.read_text(encoding="utf-8")))["config"] != asdict(config):
             raise InputError(f"{old} holds another configuration; use the same, or name another folder to begin anew")
@@ -130,17 +134,12 @@ def initialise_embeddings(model, words, config: PretrainingConfig) -> None:
 
 def _find_stopped(work_dir: Path, last: int) -> str | None:
     """The newest whole checkpoint, None to begin; one at the `last` step does not count, the Trainer would overrun it."""
-    # trainer_state.json is what the Trainer writes last; a kill in the middle leaves it empty or cut.
-    whole = [state.parent for state in work_dir.glob("checkpoint-*/trainer_state.json") if _is_json(state)]
-    steps = [step for folder in whole if (step := int(folder.name.rpartition("-")[2])) < last]
+    steps = []
+    for state in work_dir.glob("checkpoint-*/trainer_state.json"):  # what the Trainer writes last
+        with suppress(ValueError):  # a kill in the middle leaves it empty or cut
+            steps.append(json.loads(state.read_text(encoding="utf-8")).get("global_step", last))
+    steps = [step for step in steps if step < last]
     return str(work_dir / f"checkpoint-{max(steps)}") if steps else None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError:
-        return False
 
 
 def _count_tokens(batches, steps: int) -> dict[str, int]:

@@ -7,6 +7,7 @@ belong to one document by their `<s>` vectors.
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -15,12 +16,9 @@ import torch
 from transformers import Trainer
 
 from ..batching import batches_by_tokens
-from ..environment import trains_on_gpu
-from ..training.arguments import OneDeviceArguments
+from ..training.arguments import OneDeviceArguments, common_arguments
 from .config import PretrainingConfig
 from .losses import compute_losses
-
-SAME_NAME = ("max_steps", "learning_rate", "warmup_steps", "weight_decay", "eval_steps", "save_steps", "seed")
 
 
 class TokenBudgetBatches:
@@ -53,18 +51,11 @@ class PretrainingTrainer(Trainer):
 
     def __init__(self, config: PretrainingConfig, work_dir: Path, model, *, rows, validation, idf: np.ndarray):
         arguments = OneDeviceArguments(
-            output_dir=str(work_dir),
-            **{name: getattr(config, name) for name in SAME_NAME},
+            **common_arguments(config, work_dir),
             adam_beta2=0.98,
             adam_epsilon=1e-6,
-            logging_steps=config.eval_steps,
-            eval_strategy="steps",
             save_total_limit=2,
-            use_cpu=not trains_on_gpu(),  # Apple's GPU does not keep its random state
-            optim="adamw_torch_fused",
-            remove_unused_columns=False,
-            logging_nan_inf_filter=False,
-            disable_tqdm=False,  # a bar with the time left, whatever the verbosity of transformers
+            disable_tqdm=not sys.stderr.isatty(),  # a bar with the time left, but none in a log
             report_to="none",
         )
         super().__init__(model, arguments, train_dataset=rows, eval_dataset=validation)

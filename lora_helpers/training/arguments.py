@@ -62,34 +62,40 @@ class OneDeviceArguments(TrainingArguments):
         return min(super().n_gpu, 1)
 
 
+def common_arguments(config, output_dir: Path) -> dict:
+    """What fine-tuning and pretraining tell the Trainer alike: the fields of its own names, and how both run."""
+    shared = {each.name for each in fields(config)} & {each.name for each in fields(TrainingArguments)}
+    return {name: getattr(config, name) for name in shared} | {
+        "output_dir": str(output_dir),
+        "eval_strategy": "steps",
+        "logging_steps": config.eval_steps,
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "optim": "adamw_torch_fused",
+        "use_cpu": not trains_on_gpu(),  # Apple's GPU does not keep its random state
+    }
+
+
 def make_arguments(plan: Plan) -> OneDeviceArguments:
     """The arguments of one of the processes that share a run. Refused: a batch that they cannot share evenly."""
     config, processes, on_gpu = plan.config, this_process().num_processes, trains_on_gpu()
     mixed = choose_arithmetic(config, plan.model) == BFLOAT16
     workers = on_gpu and os.name != "nt"  # on Windows each would import torch again, for longer than a short run takes
-    shared = {each.name for each in fields(config)} & {each.name for each in fields(TrainingArguments)}
     if config.batch_size % processes:
         its = f"batch_size is {config.batch_size}"
         raise InputError(f"{its}, wanted a multiple of the {processes} processes that share it")
     _require_tracker(config.report_to)
     arguments = OneDeviceArguments(
-        output_dir=str(plan.output_dir),
-        **{name: getattr(config, name) for name in shared},
+        **common_arguments(config, plan.output_dir),
         # accelerate splits every batch among the processes, so these are the rows of all of them.
         accelerator_config={"split_batches": True, "non_blocking": on_gpu},
         per_device_train_batch_size=config.batch_size,
         # No activation is kept in evaluation, and bfloat16 halves the bytes; float32 keeps what the profile says.
         per_device_eval_batch_size=config.eval_batch_size * (4 if mixed and on_gpu else 1) * processes,
-        eval_strategy="steps",
-        logging_steps=config.eval_steps,
-        remove_unused_columns=False,
-        logging_nan_inf_filter=False,
         disable_tqdm=True,  # our callback draws one bar, in a terminal and in a notebook alike
         log_level_replica="error",  # as for the process that leads; the stock "warning" would let the others talk
-        optim="adamw_torch_fused",
         ddp_find_unused_parameters=False,  # every trainable weight has a gradient at every step
         bf16=mixed,  # autocast; adapters, head, optimizer and loss stay float32
-        use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         # Reading and padding 16 rows takes one core about 2 ms, so two workers prepare some 1,000 batches a second.
         dataloader_num_workers=2 if workers else 0,

@@ -58,7 +58,9 @@ def _of_all(error: InputError | CheckFailed) -> BaseException:
 def _way_on(config: RunConfig, output_dir: Path, beginning: Beginning) -> str:
     """The last whole checkpoint, and how the run goes on from it, at the prompt and in a notebook."""
     last = list_checkpoints(output_dir)[-1:]
-    said = {} if last else {name: value for name, value in vars(beginning).items() if value}
+    said = {
+        name: value for name, value in vars(beginning).items() if value and (not last or name == "allow_other_data")
+    }
     start = {} if said.keys() & {"resume_from", "warm_start"} else {"resume": True}
     start |= {name: value if value is True else str(value) for name, value in said.items()}
     sentences = [f"last whole checkpoint: {last[0].name if last else 'none'}"]

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoints import WEIGHTS, list_checkpoints, load_checkpoint, verify_checkpoint
+from ..checkpoints import ADAPTER_CONFIG, WEIGHTS, list_checkpoints, load_checkpoint, verify_checkpoint
 from ..config import RunConfig
 from ..data import Splits
 from ..errors import CheckFailed, InputError
@@ -30,6 +30,8 @@ class Beginning:
     def __post_init__(self):
         if sum(map(bool, (self.resume, self.resume_from, self.warm_start))) > 1:
             raise InputError("resume, resume_from and warm_start each begin in another way; give one of them")
+        if self.allow_other_data and not (self.resume or self.resume_from):
+            raise InputError("allow_other_data: without effect in a run that resumes nothing")
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,11 @@ class Start:
 
 def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
     """The checkpoint to continue: `resume_from`, refused if it was changed since it was sealed, or with `resume` the newest
-    that was not, others skipped with a warning; None to begin at step 0."""
+    that was not, others skipped with a warning; None to begin at step 0, where there is none at all."""
     if checkpoint := beginning.resume_from:
-        if checkpoint.is_dir() and not (checkpoint / MANIFEST).is_file():
-            raise InputError(f"{checkpoint} has no manifest: it was not written by this project and cannot be resumed")
+        if (checkpoint / ADAPTER_CONFIG).is_file() and not (checkpoint / MANIFEST).is_file():
+            why = "another program wrote it, or its writing was cut short"
+            raise InputError(f"{checkpoint} has no manifest: {why}; resume another, or begin a new run")
         return _open_as_sealed(checkpoint)
     if not beginning.resume:
         return None
@@ -57,6 +60,8 @@ def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
             return _open_as_sealed(checkpoint)
         except CheckFailed as error:
             logger.warning("%s skipped: %s", checkpoint.name, error)
+    if whole:  # to begin anew would write over them, and the fault may be in the base
+        raise CheckFailed(f"{output_dir}: none of its checkpoints can be continued (why, above); mend that, or name another folder")
     return None
 
 

@@ -7,16 +7,15 @@ accelerate fills it up with rows of the epoch's beginning, and the validation lo
 """
 
 import errno
+import logging
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 
-from .. import in_notebook
+from .. import progress_bar
 from ..batching import LengthGroupedSampler
 from ..environment import trains_on_gpu
 from ..errors import CheckFailed
@@ -26,6 +25,8 @@ from ..model import longest_input
 from ..processes import this_process
 from .arguments import Plan, make_arguments
 
+logger = logging.getLogger(__name__)
+
 SHOWN = {"loss": "loss", "eval_loss": "validation loss", "eval_accuracy": "validation accuracy"}  # beside the bar
 
 
@@ -34,15 +35,13 @@ class RunCallback(TrainerCallback):
 
     def __init__(self, plan: Plan, sampler: LengthGroupedSampler):
         self.plan, self.sampler, self.shown = plan, sampler, {}
-        self.bar = tqdm(disable=True)
+        self.bar = progress_bar(wanted=False)
 
     def on_train_begin(self, args, state, control, **kwargs):
         if args.process_index:  # the Trainer seeds all alike, and the same units would drop out in every process
             torch.manual_seed(args.seed + args.process_index)
-        self.bar = tqdm(
-            desc=self.plan.config.profile, total=state.max_steps, initial=state.global_step, unit="step", mininterval=1,
-            file=sys.stdout if in_notebook() else sys.stderr, disable=not state.is_world_process_zero,
-        )  # fmt: skip
+        steps = {"total": state.max_steps, "initial": state.global_step, "unit": "step", "mininterval": 1}
+        self.bar = progress_bar(wanted=state.is_world_process_zero, desc=self.plan.config.profile, **steps)
         require_room(self.plan)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -65,6 +64,9 @@ class RunCallback(TrainerCallback):
             require_finite(logs[name], state.global_step, args.learning_rate)
             self.shown[SHOWN[name]] = f"{logs[name]:.4f}"
         self.bar.set_postfix(self.shown, refresh=False)
+        if self.bar.disable and "eval_loss" in logs:  # a line for the log, which has no bar
+            told = ", ".join(f"{name} {value}" for name, value in self.shown.items())
+            logger.info("step %d of %d: %s", state.global_step, state.max_steps, told)
 
     def on_save(self, args, state, control, **kwargs):
         this_process().wait_for_everyone()  # every process writes its own random state
