@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from .command_line import command, main
+from .command_line import command, main, read_lines
 from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PRECISIONS, PROFILES, RunConfig, get_profile
 from .errors import InputError, Stopped
 from .files.places import REPOSITORY, RUNS
@@ -64,13 +64,13 @@ def evaluate(checkpoint, data, split, json_file) -> None:
         raise InputError(f"--data is {data!r}, wanted hub, bundled or a folder with {split}.csv")
     rows = load_split(AG_NEWS, split, AG_NEWS_REVISION) if data == "hub" else load_split(data, split, None)
     scores = evaluate_classifier(_load(checkpoint), rows)
-    if json_file:
-        json_file.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     low, high = scores["interval"]
     print(f"accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, {scores['examples']} rows)")
     print(f"macro F1 {scores['macro_f1']:.4f}, expected calibration error {scores['calibration']['ece']:.4f}")
     for label, each in scores["per_class"].items():
         print(f"{label:9} precision {each['precision']:.4f}  recall {each['recall']:.4f}  F1 {each['f1']:.4f}")
+    if json_file:  # last, so that nothing is lost where it cannot be written
+        json_file.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
 
 
 @command('checkpoints/mini-agnews/checkpoint-2400 "Oil prices rise as stocks fall"', CHECKPOINT | {
@@ -87,14 +87,14 @@ def predict(checkpoint, texts, input, output, text_column, id_column, as_json, p
     """Label texts, or a file of texts. With the bundled base two CPU cores label a few hundred rows a second."""
     if bool(texts) == bool(input) or bool(input) != bool(output):
         raise InputError("predict: give either texts, or --input FILE with --output FILE.csv")
-    if as_json if input else text_column or id_column:
+    if as_json if input else (text_column, id_column) != (None, None):
         raise InputError("predict: --json goes with texts, --text-column and --id-column with --input")
     if texts == ["-"]:
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")  # what is not UTF-8 is noticed later
-        texts = [line.rstrip("\r\n") for line in sys.stdin]
+        texts = read_lines()
     classifier = _load(checkpoint, precision=precision)
     if input:
-        columns = {"text_columns": text_column and text_column.split(","), "id_column": id_column}
+        names = None if text_column is None else text_column.split(",")
+        columns = {"text_columns": names, "id_column": id_column}
         count = classifier.predict_file(input, output, probabilities=probabilities, **columns)
         print(f"{output}: {count} documents labelled")
         return
@@ -181,12 +181,12 @@ def bench(json_file) -> None:
     from .evidence.training_speed import run_benchmark
 
     record = run_benchmark() | {"environment": environment()}
-    if json_file:
-        json_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(pd.DataFrame(record["rows"]).round(3).to_string(index=False))
     for model, peers in record["prediction"].items():
         rates = ", ".join(f"{peer} {row['rows_per_second']:.1f}" for peer, row in peers.items())
         print(f"{model}: rows labelled a second: {rates}")
+    if json_file:
+        json_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _pretraining(words: list[str] = (), **fields):
@@ -234,5 +234,6 @@ def report(check) -> None:
 if __name__ == "__main__":
     if "RANK" not in os.environ:  # a launcher's process may wait for another, and then no Python runs
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly end, as after Ctrl-C
-    sys.stdout.reconfigure(errors="backslashreplace")  # what this terminal cannot show
+    if sys.stdout:  # closed, in some daemons
+        sys.stdout.reconfigure(errors="backslashreplace")  # what this terminal cannot show
     sys.exit(main())

@@ -8,7 +8,7 @@ import logging
 
 import torch
 
-from .environment import best_device, has_fast_bfloat16
+from .environment import WITHOUT_GPU, best_device, has_fast_bfloat16
 from .errors import InputError, first_line
 
 LARGEST_WEIGHT = 63  # 7 bits: AVX2 adds two products in 16 bits, 2 * 255 * 63 = 32,130 of 32,767
@@ -21,7 +21,7 @@ def find_device(name: str | torch.device | None, precision: str) -> torch.device
         device = torch.device(name or ("cpu" if precision == "int8" else best_device()))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:  # torch built without CUDA asserts
-        instead = "leave it out for the best there is" if name else 'device="cpu" does without'
+        instead = "leave it out for the best there is" if name else WITHOUT_GPU
         raise InputError(f"device is {name or best_device()}: {first_line(error)}; {instead}") from error
     if precision == "int8" and device.type != "cpu":
         raise InputError(f"precision is int8 and device {device}: int8 is for the CPU; use bfloat16 there")
@@ -33,8 +33,8 @@ def set_precision(model: torch.nn.Module, precision: str, device: torch.device) 
     if precision == "bfloat16":
         if not has_fast_bfloat16(device.type):
             logging.getLogger(__name__).warning("this machine only emulates bfloat16, slowly; float32 is faster")
-        return model.to(device, torch.bfloat16)
-    model = model.to(device)  # before int8 takes the weights to pieces, which only a CPU can
+        return _move(model, device, torch.bfloat16)
+    model = _move(model, device)  # before int8 takes the weights to pieces, which only a CPU can
     if precision == "int8":
         try:
             for parent in list(model.modules()):
@@ -45,6 +45,13 @@ def set_precision(model: torch.nn.Module, precision: str, device: torch.device) 
             fault = f"torch has no int8 product for this processor ({first_line(error)})"
             raise InputError(f"{fault}; use float32") from error
     return model
+
+
+def _move(model: torch.nn.Module, *where) -> torch.nn.Module:
+    try:
+        return model.to(*where)
+    except torch.OutOfMemoryError as error:  # of a GPU
+        raise InputError(f"{first_line(error)}; {WITHOUT_GPU}") from error
 
 
 class Int8Linear(torch.nn.Module):

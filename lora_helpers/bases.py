@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -45,6 +46,7 @@ def load_base(
             kind = "an encoder with a decoder" if shape.is_encoder_decoder else "without such a head"
             raise InputError(f"base model {name!r} is of type {shape.model_type}, {kind}; {WANTED}")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        discord = _find_discord(folder)
         if getattr(shape, "pad_token_id", None) is None:
             shape.pad_token_id = tokenizer.pad_token_id  # a decoder's head looks for the last token before it
         if random:
@@ -58,7 +60,7 @@ def load_base(
             missing = sorted(info["missing_keys"])
     if tokenizer.pad_token_id is None:
         raise InputError(f"base model {name!r} has no padding token, so texts cannot share a batch; {WANTED}")
-    if misfit := _find_misfit(full_name(name), model, tokenizer, missing):
+    if misfit := discord or _find_misfit(full_name(name), model, tokenizer, missing):
         raise InputError(f"base model {name!r} {misfit}; {how_to_restore(name, revision)}")
     compute_first_token_alone(model)
     return model, tokenizer, missing
@@ -116,6 +118,17 @@ def _find_misfit(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     if tokens > rows or (name in PARAMETERS and tokens != rows):  # other models pad their embeddings
         return f"has {tokens:,} tokens in its vocabulary and {rows:,} in its embeddings, wanted as many"
     return ""
+
+
+def _find_discord(folder: Path) -> str:
+    """A special token of which a second file, by which no base is identified, says otherwise; empty if there is none."""
+    tokens = []
+    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        its = {name: token for name, token in said.items() if name.endswith("_token")}
+        tokens.append({name: token["content"] if isinstance(token, dict) else token for name, token in its.items()})
+    odd = sorted(name for name in tokens[0].keys() & tokens[1].keys() if tokens[0][name] != tokens[1][name])
+    return f"has another {odd[0]} in special_tokens_map.json than in tokenizer_config.json" if odd else ""
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def pad(rows: list[list[int]], pad_token_id: int) -> dict:
     import torch
 
     lengths = torch.tensor([len(row) for row in rows])
-    longest = int(lengths.max())
+    longest = max(int(lengths.max()), 1)  # some tokenizers give an empty text no token at all
     ids = torch.tensor([row + [pad_token_id] * (longest - len(row)) for row in rows])
     real = torch.arange(longest) < lengths[:, None]
     return {"input_ids": ids} | ({} if real.all() else {"attention_mask": real.long()})

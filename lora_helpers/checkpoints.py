@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bases import load_base
-from .config import PINNED
+from .config import LABELS, PINNED
 from .errors import CheckFailed, InputError
 from .files import adapters
 from .files.adapters import ADAPTER_CONFIG, WEIGHTS
-from .files.documents import PICKLES
-from .files.hub import base_folder, base_identity, how_to_restore, require_here
+from .files.columns import class_of
+from .files.documents import PICKLES, require_content
+from .files.hub import base_files, base_folder, base_identity, how_to_restore, require_here
 from .files.manifests import MANIFEST, hash_file, read_manifest
-from .files.places import find_folder, full_name
+from .files.places import find_folder, full_name, is_folder_name
 from .model import longest_input
-from .records import RECORD, read_record
+from .records import read_record
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -75,7 +77,7 @@ def load_checkpoint(
     manifest, unlisted = _verify_files(folder, notices)
     lora = adapters.read_adapter_config(folder, notices)
     weights = adapters.read_weights(folder, lora)
-    base_name, revision = _name_base(lora, notices)
+    base_name, revision = _name_base(folder, lora, notices)
     if not fetch and PINNED.get(base_name, "") != revision:
         require_here(base_name, revision)
     if manifest and manifest["config"].get("random_base") and not control:
@@ -83,7 +85,9 @@ def load_checkpoint(
     if manifest:
         _verify_base(manifest, base_name, revision, notices)
     base, tokenizer, new_weights = load_base(base_name, revision)
-    if (folder / "tokenizer.json").is_file():
+    if manifest is None:
+        _verify_classes(folder, base_files(base_name, revision))
+    if (folder / "tokenizer.json").is_file() and "tokenizer.json" not in unlisted:
         _verify_vocabulary(folder / "tokenizer.json", tokenizer, base_name)
     with adapters.refusals_in_one_line(folder):
         adapters.require_quick_patterns(folder, lora, [name for name, _ in base.named_modules()])
@@ -95,9 +99,14 @@ def load_checkpoint(
     return model.eval(), tokenizer, Verification(*counts, max_length, notices, unlisted)
 
 
-def _name_base(lora: LoraConfig, notices: list[str]) -> tuple[str, str | None]:
+def _name_base(folder: Path, lora: LoraConfig, notices: list[str]) -> tuple[str, str | None]:
     """The name of the base model and its commit on the Hub, None for a folder."""
     name, revision = lora.base_model_name_or_path, lora.revision
+    if is_folder_name(name) and not find_folder(name):
+        if not (folder / "base").is_dir():  # as `export` puts it beside an adapter, which may then be moved
+            its = f"{folder / ADAPTER_CONFIG} names the base {name!r}, a folder that is not here"
+            raise InputError(f"{its}; write there where it is, or its name on the Hub")
+        name = str(folder / "base")
     name = name if find_folder(name) else full_name(name)
     if revision is None and base_folder(name) is None:
         revision = PINNED.get(name)
@@ -112,6 +121,8 @@ def _verify_files(folder: Path, notices: list[str]) -> tuple[dict | None, list[s
     manifest = read_manifest(folder)
     for name, wanted in (manifest["files"] if manifest else {}).items():
         path = folder / name
+        if path.is_file():
+            require_content(path)
         if not path.is_file() or hash_file(path) != wanted:
             fault = "SHA-256 differs from the manifest" if path.is_file() else "missing, but in the manifest"
             raise CheckFailed(f"{path}: {fault}; the checkpoint is damaged, take another")
@@ -133,7 +144,9 @@ def _name_checkpoints(folder: Path) -> str:
     inside = list_checkpoints(folder) or sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
     if not inside:
         return ""
-    best = read_record(folder).get("best_saved_step") if (folder / RECORD).is_file() else None
+    best = None
+    with suppress(InputError):  # no record, or another program's
+        best = read_record(folder)["best_saved_step"]
     named = f"checkpoint-{best}" if best else inside[-1].name
     said = f"; {named} has the best validation accuracy" if best else ""
     return f", but it holds {', '.join(path.name for path in inside)}{said}; name one, as in {folder / named}"
@@ -151,6 +164,17 @@ def _verify_base(manifest: dict, name: str, revision: str | None, notices: list[
         raise CheckFailed(f"base model {name}: {fault} ({differ}); {how_to_restore(name, revision)}")
     compared = "the weights are the same, the tokenizer's files were" if "weights_sha256" in wanted else "it was"
     notices.append(f"base {name}: from a folder on one side, from the Hub on the other: {compared} not compared")
+
+
+def _verify_classes(*folders: Path) -> None:
+    """Where a configuration names a foreign adapter's classes and they are ours, their order must be ours too."""
+    for path in (folder / "config.json" for folder in folders):
+        with suppress(OSError, ValueError, TypeError, AttributeError, LookupError):  # nothing that names them
+            names = json.loads(path.read_text(encoding="utf-8"))["id2label"]
+            order = [class_of(names[key]) for key in sorted(names, key=int)]
+            if {*order} == {*range(len(LABELS))} and order != sorted(order):
+                listed = ", ".join(LABELS[label] for label in order)
+                raise CheckFailed(f"{path}: its classes are {listed}; wanted {', '.join(LABELS)}, in this order")
 
 
 def _verify_vocabulary(path: Path, tokenizer: PreTrainedTokenizer, base_name: str) -> None:

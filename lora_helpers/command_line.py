@@ -60,11 +60,23 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
+def read_lines() -> list[str]:
+    """The lines of standard input."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed; give it the texts, one per line")
+    sys.stdin.reconfigure(encoding="utf-8-sig")
+    try:
+        return [line.rstrip("\r\n") for line in sys.stdin]
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 ({error.reason}); convert it") from error
+
+
 def _call(function: Callable, values: dict) -> None:
     quiet()
     try:
         function(**values)
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except ImportError:
         from .environment import require_packages
 

@@ -4,6 +4,7 @@ whose numbers come from the run's record, and only if it is of this very checkpo
 import logging
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from . import loading
@@ -13,7 +14,7 @@ from .errors import InputError, first_line
 from .files.hub import IDENTITY_FILES, base_files
 from .files.manifests import hash_file
 from .files.places import CHECKPOINTS, ROBERTA_MINI, is_folder_name
-from .records import RECORD, read_record
+from .records import read_record
 
 LIBRARIES = {"merged": "transformers", "adapter": "peft", "onnx": "onnx"}  # by form
 FORMS = tuple(LIBRARIES)
@@ -36,18 +37,24 @@ def export_checkpoint(
         raise InputError(f"form is {form!r}, wanted one of {', '.join(FORMS)}")
     if base_name is not None and is_folder_name(base_name):
         raise InputError(f"base_name is {base_name!r}, which is a folder; wanted the base's name on the Hub, or none")
-    unfinished = target.with_name(f".{secrets.token_hex(8)}.partial")
+    unfinished = target.parent / f".{secrets.token_hex(8)}.partial"
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise InputError(f"{target}: exists already; name another folder")
+        if not target.parent.is_dir():
+            raise InputError(f"{target.parent}: no such folder; make it first")
         unfinished.mkdir()
         _write(checkpoint, unfinished, target, form, base_name)
-        if target.exists():
-            target.rmdir()
-        unfinished.rename(target)
-    except OSError as error:
-        fault = error.strerror or first_line(error)
-        raise InputError(f"{error.filename or target}: cannot be read or written ({fault})") from error
+        if target.exists():  # empty, and perhaps somebody's working folder
+            for path in unfinished.iterdir():
+                path.rename(target / path.name)
+        else:
+            unfinished.rename(target)
+    except (OSError, UnicodeError) as error:
+        fault = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(
+            f"{getattr(error, 'filename', None) or target}: cannot be read or written ({fault})"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return target
@@ -128,16 +135,18 @@ def _write_card(checkpoint: Path, folder: Path, facts: dict, *, base: str) -> No
         library_name=LIBRARIES[facts["form"]], datasets=AG_NEWS if on_ag_news else None, model_name=facts["folder"],
         eval_results=scores or None, **(LICENCE if ours else {}),
     )  # fmt: skip
+    base = Path(base).name if Path(base).is_absolute() else base  # a card tells nothing of this machine
     facts |= {"names": dict(enumerate(LABELS)), "base": base, "ours": ours}
     facts |= {"record": record, "step": step, "test": test}
     ModelCard.from_template(data, template_path=str(CARD), **facts).save(folder / "README.md")
+    for path in (path for path in folder.rglob("*") if path.is_file()):  # safetensors writes for the owner alone
+        path.chmod((folder / "README.md").stat().st_mode)
 
 
 def _find_record(checkpoint: Path) -> tuple[dict | None, int | None]:
     """The record of the run that wrote these weights, and their step; nothing if it is not beside the checkpoint."""
-    run_dir = checkpoint.resolve().parent
-    if (run_dir / RECORD).is_file():
-        record, digest = read_record(run_dir), hash_file(checkpoint / WEIGHTS)
+    with suppress(InputError):  # none there, or another program's
+        record, digest = read_record(checkpoint.resolve().parent), hash_file(checkpoint / WEIGHTS)
         for step, saved in record["checkpoints"].items():
             if saved["adapter_sha256"] == digest:
                 return record, int(step)

@@ -20,6 +20,7 @@ from . import loading, progress_bar
 from .batching import batches_by_tokens, pad
 from .checkpoints import Verification, load_checkpoint
 from .config import LABELS, PRECISIONS
+from .environment import WITHOUT_GPU
 from .errors import InputError, first_line
 from .evaluation import calibration, metric, to_digits
 from .field_checks import shown
@@ -130,6 +131,7 @@ class Classifier:
                     label = int(row.argmax())
                     extra = [LABELS[label], *(f"{p:.6f}" for p in row)] if probabilities else []
                     writer.writerow([document.id, label, *extra])
+            _require_new_csv(target)  # once more: it may have come to be meanwhile
             os.replace(unfinished, target)
         except OSError as error:
             reason = error.strerror or first_line(error)
@@ -164,7 +166,7 @@ class Classifier:
                     logits = self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}).logits
                 except torch.OutOfMemoryError as error:  # of a GPU
                     if len(batch) == 1:
-                        raise InputError(f'{first_line(error)}; device="cpu" does without the GPU') from error
+                        raise InputError(f"{first_line(error)}; {WITHOUT_GPU}") from error
                     batches += [batch[::2], batch[1::2]]
                     continue
                 results[batch] = logits.float().softmax(dim=-1).cpu().numpy()

@@ -412,7 +412,7 @@ LABELLED_FILES = {
         f"parquet, the label {label!r}": File(
             "train.parquet", parquet({"text": ["a", "b"], "label": [good, label]}), Refused(f"row [12]: .*{WANTED_LABEL}")
         )
-        for good, label in ((0, 4), (0, -1), (0, None), (0.0, 1.5), (1.0, 2.0), (True, False), ("0", "1"), (0, 2**40))
+        for good, label in ((0, 4), (0, -1), (0, None), (0.0, 1.5), (1.0, 2.0), (True, False), ("0", "7"), (0, 2**40))
     },
     "parquet, a null text": File(
         "train.parquet", parquet({"text": ["a", None], "label": [0, 1]}), Refused("row 2: the text is NoneType")

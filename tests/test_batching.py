@@ -75,3 +75,9 @@ def test_padding_adds_a_mask_only_where_there_is_padding():
     padded = pad([[1, 2, 3], [4]], 9)
     assert padded["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
     assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_a_text_without_any_token_has_one_of_padding():
+    assert {name: each.tolist() for name, each in pad([[], []], 1).items()} == {
+        "input_ids": [[1], [1]], "attention_mask": [[0], [0]],
+    }  # fmt: skip

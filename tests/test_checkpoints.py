@@ -195,3 +195,28 @@ def test_the_garbage_collector_pauses_for_the_first_loading_alone(monkeypatch):
         assert not gc.isenabled()
         raise InputError("even then")
     assert gc.isenabled() and frozen == [True]
+
+
+def test_a_sealed_checkpoint_can_be_read_by_others(copy):
+    """safetensors writes for the owner alone."""
+    (copy / "adapter_model.safetensors").chmod(0o600)
+    (copy / MANIFEST).unlink()
+    seal(copy, {"step": 10})
+    assert {path.stat().st_mode for path in copy.iterdir()} == {(copy / MANIFEST).stat().st_mode}
+
+
+def test_a_pointer_of_git_lfs_is_called_so_in_a_sealed_checkpoint_too(copy):
+    (copy / "adapter_model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    )
+    with pytest.raises(InputError, match="is a Git LFS pointer"):
+        verify_checkpoint(copy)
+
+
+def test_a_tokenizer_that_the_manifest_does_not_list_is_not_read(tiny_run, tmp_path):
+    copy = Path(shutil.copytree(tiny_run / "checkpoint-10", tmp_path / "checkpoint-10"))
+    about = {key: value for key, value in read_manifest(copy).items() if key != "files"}
+    (copy / "tokenizer.json").unlink()
+    seal(copy, about)
+    (copy / "tokenizer.json").write_text("no tokenizer")
+    assert "not in the manifest, and not read: tokenizer.json" in verify_checkpoint(copy).notices

@@ -320,11 +320,17 @@ def test_json_is_an_object_a_line_wherever_the_option_stands(capsys):
 
 
 def test_a_dash_reads_a_text_a_line(capsys, monkeypatch):
-    given = b"\xef\xbb\xbfThe striker scored\r\n\nnot UTF-8: \xff\n"
+    given = b"\xef\xbb\xbfThe striker scored\r\n\nUTF-8: \xc3\xa9\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="ascii"))
     assert run("predict", CHECKPOINT, "-", "--json") == 0
     texts = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
-    assert texts == ["The striker scored", "", "not UTF-8: ?"]
+    assert texts == ["The striker scored", "", "UTF-8: é"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="ascii"))
+    assert run("predict", CHECKPOINT, "-") == 2  # as in a file
+    assert capsys.readouterr().err.startswith("error: standard input is not UTF-8 (")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run("predict", CHECKPOINT, "-") == 2
+    assert capsys.readouterr().err.startswith("error: standard input is closed")
 
 
 @pytest.mark.slow
@@ -449,3 +455,20 @@ def test_figures_of_a_run_called_like_a_committed_one_do_not_replace_its(tmp_pat
     )
     assert {path: path.read_bytes() for path in before} == before
     assert run("figures", tmp_path / "mini", "--output-dir", tmp_path / "mine") == 0
+
+
+def test_scores_are_shown_even_where_their_file_cannot_be_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "pathlib.Path.write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left", "f"))
+    )
+    assert run("evaluate", CHECKPOINT, "--json", tmp_path / "scores.json") == 2
+    shown = capsys.readouterr()
+    assert shown.out.startswith("accuracy 0.9") and "No space left" in shown.err
+
+
+def test_without_a_standard_output_a_command_still_does_its_work(tmp_path):
+    (tmp_path / "in.txt").write_text("Oil prices rise")
+    command = f'"{sys.executable}" -m lora_helpers predict "{CHECKPOINT}" --input in.txt --output out.csv >&-'
+    variables = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "out.csv").is_file(), done.stderr

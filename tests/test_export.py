@@ -120,7 +120,8 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(checkpoint, tmp_p
     for target, how, message in (
         ("full", {}, "exists already; name another folder"),
         ("file", {}, "exists already; name another folder"),
-        ("no/folder", {}, r"cannot be read or written \(No such file or directory\)"),
+        ("no/folder", {}, "no: no such folder; make it first$"),
+        ("/", {}, "^/: exists already; name another folder"),
         ("new", {"form": "tflite"}, "form is 'tflite', wanted one of merged, adapter, onnx"),
         ("new", {"base_name": "checkpoints/roberta-mini"}, "which is a folder; wanted the base's name on the Hub"),
     ):
@@ -211,3 +212,37 @@ def test_an_adapter_for_a_base_of_another_name_names_no_commit_of_the_old_one(ch
     export._write_adapter(model, tmp_path, "someone/tiny")
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (written["base_model_name_or_path"], written["revision"]) == ("someone/tiny", None)
+
+
+def test_an_export_into_an_empty_folder_fills_that_folder(checkpoint, tmp_path, monkeypatch):
+    """Which may be somebody's working folder, or behind a link."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    export_checkpoint(checkpoint, ".", form="adapter")
+    assert "adapter_config.json" in os.listdir() and sorted(os.listdir(tmp_path)) == ["here", "link"]
+    for path in (tmp_path / "here").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    export_checkpoint(checkpoint, tmp_path / "link", form="adapter")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "here" / "README.md").is_file()
+
+
+def test_what_is_exported_can_be_read_by_others_and_another_program_s_record_is_none(checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "theirs" / "checkpoint-10")
+    (tmp_path / "theirs" / "run.json").write_text('{"job": 1}')
+    before = os.umask(0o022)
+    try:
+        export_checkpoint(copy, tmp_path / "new")
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "new").iterdir()} == {"0o644"}
+
+
+def test_a_card_tells_nothing_of_where_a_foreign_base_lay(checkpoint, tiny_base, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "foreign")
+    (copy / "manifest.json").unlink()
+    path = copy / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(tiny_base)}))
+    export_checkpoint(copy, tmp_path / "new")
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert tiny_base.name in card and str(tiny_base.parent) not in card

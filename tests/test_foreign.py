@@ -410,6 +410,8 @@ def test_a_base_that_is_not_here_is_named_as_it_is_written(foreign):
         with pytest.raises(InputError) as caught:
             verify_checkpoint(foreign)
         assert name in str(caught.value).replace("\\\\", "\\") and "\n" not in str(caught.value)
+        if name[0] in "/.":  # what elsewhere is a name on the Hub
+            assert str(caught.value).endswith("write there where it is, or its name on the Hub")
 
 
 def test_committed_and_foreign_checkpoints_load_from_any_folder_without_asking_the_hub(tmp_path, monkeypatch):
@@ -428,3 +430,36 @@ def test_committed_and_foreign_checkpoints_load_from_any_folder_without_asking_t
         found = Classifier.from_checkpoint(checkpoint).predict_probabilities(TEXTS)
         assert (found == wanted).all()
     assert not asked
+
+
+@pytest.mark.parametrize("place", ["base", "adapter"])
+def test_classes_of_ours_in_another_order_are_refused(foreign, tiny_base, tmp_path, place):
+    """Stock PEFT would call the first class by the name that this configuration gives it."""
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "base")) if place == "base" else foreign
+    change_config(foreign, base_model_name_or_path=str(tmp_path / "base" if place == "base" else tiny_base))
+    path = folder / "config.json"
+    shape = json.loads(path.read_text()) if path.exists() else {}
+    for names, fits in (
+        (["world", "Sports", "business", "sci tech"], True),
+        (["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"], True),
+        (["Business", "World", "Sports", "Sci/Tech"], False),
+    ):
+        path.write_text(json.dumps(shape | {"id2label": {str(i): name for i, name in enumerate(names)}}))
+        if fits:
+            verify_checkpoint(foreign)
+        else:
+            with pytest.raises(CheckFailed, match="its classes are Business, World, Sports, Sci/Tech; wanted World"):
+                verify_checkpoint(foreign)
+
+
+def test_a_rank_that_patterns_replace_everywhere_may_be_larger_than_any_adapter(train_stock, rows):
+    made = train_stock(target_modules=["query"], r=16, rank_pattern={"query": 4})
+    torch.testing.assert_close(logits(Classifier.from_checkpoint(made.folder), rows), made.logits, atol=1e-5, rtol=0)
+
+
+def test_a_base_that_lies_beside_a_moved_adapter_is_found(foreign, tiny_base):
+    """As `export --adapter` leaves it, whose absolute path ends with the move."""
+    wanted = Classifier.from_checkpoint(foreign).predict_probabilities(TEXTS)
+    change_config(foreign, base_model_name_or_path="/home/someone/exported/base")
+    shutil.copytree(tiny_base, foreign / "base")
+    assert (Classifier.from_checkpoint(foreign).predict_probabilities(TEXTS) == wanted).all()

@@ -309,3 +309,25 @@ def test_an_answer_waits_for_no_library_that_it_does_not_need(tmp_path):
     assert {"peft", "transformers.models.roberta.modeling_roberta"} <= set(loaded.split())
     needless = {"pandas", "pyarrow", "datasets", "evaluate", "sklearn", "matplotlib", "transformers.trainer"}
     assert not needless & set(loaded.split())
+
+
+def test_a_file_that_came_to_be_meanwhile_is_not_replaced(classifier, tmp_path, monkeypatch):
+    stock = Classifier._classify
+
+    def classify(self, texts, advance):
+        (tmp_path / "out.csv").write_text("somebody's")
+        return stock(self, texts, advance)
+
+    monkeypatch.setattr(Classifier, "_classify", classify)
+    with pytest.raises(InputError, match="exists already"):
+        label_texts(classifier, tmp_path)
+    assert (tmp_path / "out.csv").read_text() == "somebody's" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_id_that_would_break_a_row_is_refused_and_a_column_without_a_name_can_be_the_id(classifier, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"id": "a\\rb", "text": "a"}\n')
+    with pytest.raises(InputError, match="line 1: id is"):
+        classifier.predict_file(tmp_path / "in.jsonl", tmp_path / "out.csv", id_column="id")
+    (tmp_path / "in.csv").write_text(",text\n5,a\n2,b\n")  # as pandas writes its index
+    classifier.predict_file(tmp_path / "in.csv", tmp_path / "out.csv", id_column="")
+    assert [line.partition(",")[0] for line in (tmp_path / "out.csv").read_text().splitlines()] == ["ID", "5", "2"]

@@ -426,3 +426,16 @@ def test_several_targets_are_written_in_one_order(tiny_config, tmp_path):
     model, _ = build_model(tiny_config.replace(lora_targets=names))
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == sorted(names)
+
+
+def test_special_tokens_of_which_two_files_differ_are_refused(tiny_base, tmp_path):
+    """transformers would take them from the file that no checkpoint's base is identified by."""
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    path = base / "special_tokens_map.json"
+    path.write_text(json.dumps({"mask_token": {"content": "<mask>", "lstrip": True}, "sep_token": "</s>"}))
+    load_base(str(base), None)
+    path.write_text(json.dumps({"sep_token": "the"}))
+    with pytest.raises(
+        InputError, match="has another sep_token in special_tokens_map.json than in tokenizer_config.json"
+    ):
+        load_base(str(base), None)

@@ -32,7 +32,6 @@ class Columns:
     text: Sequence[str]  # names of the columns that make the text; none: as `TEXT`
     id: str | None
     labelled: bool
-    digits: bool  # numbers come as strings of digits, as in CSV
     first: int = 0  # the label column's number of World
     said: set[str] = field(default_factory=set)
 
@@ -41,7 +40,7 @@ class Columns:
         InputError if one of them is not there exactly once."""
         hint = "" if self.labelled else "; --text-column and --id-column name others"
         text, chosen = [tuple(self.text)] if self.text else TEXT, []
-        for ways in [LABEL] * self.labelled + [[(self.id,)]] * bool(self.id) + [text]:
+        for ways in [LABEL] * self.labelled + [[(self.id,)]] * (self.id is not None) + [text]:
             found = {way: places for way in ways if None not in (places := [_place(names, name) for name in way])}
             if not found or (ways is LABEL and len(found) > 1):
                 wanted = ", or ".join(" and ".join(f"one `{name}`" for name in way) for way in ways)
@@ -59,8 +58,8 @@ class Columns:
         """The document `number` (from 0) of the values in the chosen columns."""
         values = list(values)
         label = self._label(values.pop(0), where) if self.labelled else None
-        id = values.pop(0) if self.id else number
-        if type(id) not in (int, str) or id == "":
+        id = number if self.id is None else values.pop(0)
+        if type(id) not in (int, str) or id == "" or "\r" in str(id):  # which the output could not quote
             raise InputError(f"{where}: {self.id} is {id!r:.40}, wanted a string or a whole number; fill it")
         if kinds := [type(value).__name__ for value in values if not isinstance(value, str)]:
             raise InputError(f"{where}: the text is {kinds[0]}, wanted a string; drop or fill it")
@@ -68,9 +67,9 @@ class Columns:
 
     def _label(self, value, where: str) -> int:
         """The class, 0-3, of a name, or of a number as the label column counts."""
-        if isinstance(value, str) and _plain(value) in _CLASSES:
-            return _CLASSES[_plain(value)]
-        number = int(value) if self.digits and value in tuple("01234") else value
+        if isinstance(value, str) and (label := class_of(value)) is not None:
+            return label
+        number = int(value) if value in tuple("01234") else value  # in CSV, and elsewhere at times, a string
         if type(number) is not int or not 0 <= number - self.first < len(LABELS):
             numbers = "1, 2, 3 or 4" if self.first else "0, 1, 2 or 3"
             raise InputError(f"{where}: class {value!r:.40}, wanted {numbers}, or {', '.join(LABELS)}; mend or drop it")
@@ -88,6 +87,11 @@ class Columns:
 def _warn(notice: str) -> None:
     """Once: who reads a file first to count its rows and then to label them hears of it once."""
     logger.warning(notice)
+
+
+def class_of(name: str) -> int | None:
+    """The class, 0-3, that has this name, in any spelling; None if none has."""
+    return _CLASSES.get(_plain(name))
 
 
 def _place(names: Sequence[str], wanted: str) -> int | None:

@@ -158,6 +158,8 @@ def _connect() -> None:
     from huggingface_hub import constants
 
     address = urlsplit(constants.ENDPOINT)
+    if not address.hostname:
+        raise ValueError(f"HF_ENDPOINT is {constants.ENDPOINT!r}, wanted an address that begins with https://")
     if not proxy_bypass(address.hostname):
         proxies = getproxies()
         proxy = proxies.get(address.scheme) or proxies.get("all", constants.ENDPOINT)

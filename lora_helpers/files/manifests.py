@@ -20,6 +20,8 @@ def seal(folder: Path, details: dict) -> None:
         with path.open("r+b") as stream:  # writable, or Windows refuses fsync
             os.fsync(stream.fileno())
     write_atomically(folder / MANIFEST, _render(details | {"files": {path.name: hash_file(path) for path in files}}))
+    for path in files:  # safetensors writes for the owner alone
+        path.chmod((folder / MANIFEST).stat().st_mode)
 
 
 def read_manifest(folder: Path) -> dict | None:

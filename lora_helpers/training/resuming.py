@@ -61,7 +61,9 @@ def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
         except CheckFailed as error:
             logger.warning("%s skipped: %s", checkpoint.name, error)
     if whole:  # to begin anew would write over them, and the fault may be in the base
-        raise CheckFailed(f"{output_dir}: none of its checkpoints can be continued (why, above); mend that, or name another folder")
+        raise CheckFailed(
+            f"{output_dir}: none of its checkpoints can be continued (why, above); mend that, or name another folder"
+        )
     return None
 
 
