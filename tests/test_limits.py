@@ -61,8 +61,7 @@ def test_the_temperature_undoes_what_is_too_sure(too_sure, monkeypatch):
     found = fit(monkeypatch, Promising(validation=too_sure, test=too_sure))
     assert found["temperature"] == pytest.approx(too_sure, rel=0.1)
     before, after = found["before"], found["after"]
-    assert (found["difference"]["interval"][0] > 0) == (too_sure > 1)
-    assert found["difference"]["loss"] == pytest.approx(before["loss"] - after["loss"])
+    assert (before["loss"] - after["loss"] > 0.01) == (too_sure > 1)
     assert after["ece"] < 0.03 and (before["ece"] > 0.05) == (too_sure > 1)
     assert found["difference"]["ece"] == before["ece"] - after["ece"]
     lows, highs = zip(*(each["ece_interval"] for each in (before, after, found["difference"])), strict=True)

@@ -10,12 +10,13 @@ from functools import partial
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
-from scipy.stats import bootstrap, ttest_1samp
+from scipy.special import softmax
+from scipy.stats import bootstrap
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import log_loss
 from sklearn.neighbors import NearestNeighbors
 
-from ..config import AG_NEWS, AG_NEWS_REVISION, get_profile
+from ..config import AG_NEWS, AG_NEWS_REVISION, LABELS, get_profile
 from ..data import load_ag_news, load_split
 from ..evaluation import accuracy_interval, calibration
 from .study import load_committed
@@ -37,9 +38,8 @@ def count_contradictions(near: float = 0.9) -> dict:
 
 def fit_temperature(profile: str = "mini-agnews") -> dict:
     """The one temperature that logits are divided by (Guo et al., ICML 2017, section 4.2), by the loss on a run's validation
-    rows; on test rows, `before` and `after`, expected calibration error and loss (nats), and the `difference` of each,
-    paired by row. 95 % intervals: of losses Student's t over rows; of the calibration error, which is no mean over rows,
-    a bootstrap of rows."""
+    rows; on test rows, `before` and `after`, loss (nats) and expected calibration error, and the `difference` of the
+    latter, paired by row, with 95 % intervals: it is no mean over rows, so a bootstrap of rows."""
     config, logits, labels, found = get_profile(profile), {}, {}, {}
     classifier = load_committed(profile)
     test = load_split(config.dataset, "test", config.dataset_revision)
@@ -48,10 +48,10 @@ def fit_temperature(profile: str = "mini-agnews") -> dict:
         logits[part] = np.log(classifier.predict_probabilities(rows["text"][:]).astype(np.float64).clip(min=1e-30))
         labels[part] = np.array(rows["label"][:])
 
-    def losses(temperature: float, part: str) -> np.ndarray:
-        return -log_softmax(logits[part] / temperature, axis=1)[np.arange(len(labels[part])), labels[part]]
+    def loss(temperature: float, part: str = "validation") -> float:
+        return log_loss(labels[part], softmax(logits[part] / temperature, axis=1), labels=range(len(LABELS)))
 
-    temperature = float(minimize_scalar(lambda t: losses(t, "validation").mean(), bounds=(0.1, 10), method="bounded").x)
+    temperature = float(minimize_scalar(loss, bounds=(0.1, 10), method="bounded").x)
     divisors = {"before": 1.0, "after": temperature}
     scaled = {name: softmax(logits["test"] / divisor, axis=1) for name, divisor in divisors.items()}
 
@@ -59,18 +59,14 @@ def fit_temperature(profile: str = "mini-agnews") -> dict:
         return calibration(scaled[name][rows], labels["test"][rows])["ece"]
 
     for name, divisor in divisors.items():
-        loss = float(losses(divisor, "test").mean())
-        found[name] = {"loss": loss} | _with_interval("ece", partial(error, name), len(test))
-    gain = losses(1.0, "test") - losses(temperature, "test")
-    low, high = ttest_1samp(gain, 0).confidence_interval()
-    gains = _with_interval("ece", lambda rows: error("before", rows) - error("after", rows), len(test))
-    found["difference"] = {"loss": float(gain.mean()), "interval": [float(low), float(high)]} | gains
+        found[name] = {"loss": loss(divisor, "test")} | _with_interval(partial(error, name), len(test))
+    found["difference"] = _with_interval(lambda rows: error("before", rows) - error("after", rows), len(test))
     return {"profile": profile, "temperature": temperature} | found
 
 
-def _with_interval(name: str, statistic: Callable[[np.ndarray], float], count: int) -> dict:
-    """A statistic of all `count` rows, given by their numbers, and its 95 % interval over rows drawn anew. Chance alone
-    makes a calibration error larger than it is; the basic bootstrap takes that off, so the interval may end below it."""
+def _with_interval(error: Callable[[np.ndarray], float], count: int) -> dict:
+    """A calibration error of all `count` rows, given by their numbers, and its 95 % interval over rows drawn anew. Chance
+    alone makes it larger than it is; the basic bootstrap takes that off, so the interval may end below it."""
     rows, options = np.arange(count), {"vectorized": False, "n_resamples": 2000, "method": "basic", "rng": 0}
-    low, high = bootstrap((rows,), statistic, **options).confidence_interval
-    return {name: statistic(rows), f"{name}_interval": [float(low), float(high)]}
+    low, high = bootstrap((rows,), error, **options).confidence_interval
+    return {"ece": error(rows), "ece_interval": [float(low), float(high)]}
