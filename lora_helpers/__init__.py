@@ -24,7 +24,7 @@ def progress_bar(*, wanted: bool, **named):
     from tqdm import tqdm
 
     shown = {"file": sys.stdout, "disable": False} if in_notebook() else {"file": sys.stderr, "disable": None}
-    return tqdm(**named, **(shown if wanted else {"disable": True}))
+    return tqdm(**named, **(shown if wanted and shown["file"] else {"disable": True}))  # no file: closed, in a daemon
 
 
 def quiet() -> None:

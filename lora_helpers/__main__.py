@@ -10,7 +10,7 @@ from pathlib import Path
 from .command_line import command, main, read_lines
 from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PRECISIONS, PROFILES, RunConfig, get_profile
 from .errors import InputError, Stopped
-from .files.places import REPOSITORY, RUNS
+from .files.places import CHECKPOINTS, REPOSITORY, RUNS
 
 TEXT_WIDTH = 44  # characters of a text in the table of predictions, which then fits a line of 80
 
@@ -34,19 +34,19 @@ JSON = {"--json": {"dest": "json_file", "type": _new_file, "metavar": "FILE", "h
     "--allow-other-data": {"action": "store_true", "help": "resume although the data differ"},
 }, defaults=lambda words: next((PROFILES[word] for word in words if word in PROFILES), RunConfig()))  # fmt: skip
 def train(profile, output_dir, allow_other_data, resume, resume_from, warm_start, **fields) -> None:
-    """Fine-tune a profile. On two CPU cores mini takes a minute, mini-agnews a quarter of an hour, the others hours (or a GPU)."""
+    """Fine-tune a profile. Two CPU cores take a minute for mini, a quarter of an hour for mini-agnews, hours for the others."""
     config = get_profile(profile, **fields)
-    if sum(map(bool, (resume, resume_from, warm_start))) > 1:
-        raise InputError("--resume, --resume-from and --warm-start: give one of them")
     if resume and not output_dir:
         raise InputError("--resume continues the run of a folder; name it with --output-dir")
     from .processes import leads
     from .records import validation_rows
+    from .training.resuming import Beginning
     from .training.run import next_run_dir, train
 
+    origins = {"resume": resume, "resume_from": resume_from, "warm_start": warm_start}
+    start = Beginning(**origins, allow_other_data=allow_other_data)  # refused before there is a folder
     output_dir = output_dir or next_run_dir(config.profile)
-    start = {"resume": resume, "resume_from": resume_from, "warm_start": warm_start}
-    last = validation_rows(train(config, output_dir, **start, allow_other_data=allow_other_data))[-1]
+    last = validation_rows(train(config, output_dir, **vars(start)))[-1]
     if leads():
         print(f"{output_dir}: step {last['step']}, validation accuracy {last['eval_accuracy']:.4f}")
 
@@ -87,8 +87,10 @@ def predict(checkpoint, texts, input, output, text_column, id_column, as_json, p
     """Label texts, or a file of texts. With the bundled base two CPU cores label a few hundred rows a second."""
     if bool(texts) == bool(input) or bool(input) != bool(output):
         raise InputError("predict: give either texts, or --input FILE with --output FILE.csv")
-    if as_json if input else (text_column, id_column) != (None, None):
-        raise InputError("predict: --json goes with texts, --text-column and --id-column with --input")
+    if input and as_json:
+        raise InputError("predict: --json goes with texts, not with --input")
+    if texts and (text_column, id_column) != (None, None):
+        raise InputError("predict: --text-column and --id-column go with --input")
     if texts == ["-"]:
         texts = read_lines()
     classifier = _load(checkpoint, precision=precision)
@@ -150,8 +152,8 @@ def figures(run_dirs, output_dir) -> None:
     from .figures import draw_figures
     from .records import committed_runs
 
-    theirs = {path.name: path for path in committed_runs()} if output_dir.resolve() == REPOSITORY / "figures" else {}
-    if mine := [path for path in run_dirs if theirs.get(path.resolve().name, path.resolve()) != path.resolve()]:
+    theirs = {path.name for path in committed_runs()} if output_dir.resolve() == REPOSITORY / "figures" else {}
+    if mine := [path for path in map(Path.resolve, run_dirs) if path.name in theirs and path.parent != CHECKPOINTS]:
         raise InputError(f"{mine[0]} is called like a committed run, whose figures it would replace; give --output-dir")
     files = [path for kinds in draw_figures(run_dirs, output_dir).values() for path in kinds.values()]
     if not run_dirs:

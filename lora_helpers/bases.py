@@ -46,7 +46,7 @@ def load_base(
             kind = "an encoder with a decoder" if shape.is_encoder_decoder else "without such a head"
             raise InputError(f"base model {name!r} is of type {shape.model_type}, {kind}; {WANTED}")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        discord = _find_discord(folder)
+        discord = _find_discord(folder, tokenizer)
         if getattr(shape, "pad_token_id", None) is None:
             shape.pad_token_id = tokenizer.pad_token_id  # a decoder's head looks for the last token before it
         if random:
@@ -75,8 +75,8 @@ def read_shape(folder: Path, dropout: float | None = None) -> PreTrainedConfig:
         id2label=dict(enumerate(LABELS)), label2id={label: i for i, label in enumerate(LABELS)},
     )  # fmt: skip
     shape.transformers_weights = None  # else another file than those that identify the base
-    for field, value in shape.to_dict().items():  # hidden_dropout_prob, classifier_dropout, attn_pdrop, …
-        if dropout is not None and type(value) in (int, float) and ("dropout" in field or field.endswith("pdrop")):
+    for field, value in ({} if dropout is None else shape.to_dict()).items():
+        if type(value) in (int, float) and ("dropout" in field or "pdrop" in field):  # GPT-2's: attn_pdrop
             setattr(shape, field, dropout)
     return shape
 
@@ -120,15 +120,15 @@ def _find_misfit(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     return ""
 
 
-def _find_discord(folder: Path) -> str:
-    """A special token of which a second file, by which no base is identified, says otherwise; empty if there is none."""
-    tokens = []
-    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
-        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        its = {name: token for name, token in said.items() if name.endswith("_token")}
-        tokens.append({name: token["content"] if isinstance(token, dict) else token for name, token in its.items()})
-    odd = sorted(name for name in tokens[0].keys() & tokens[1].keys() if tokens[0][name] != tokens[1][name])
-    return f"has another {odd[0]} in special_tokens_map.json than in tokenizer_config.json" if odd else ""
+def _find_discord(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A special token that was loaded from another file than those that identify the base; empty if there is none."""
+    path = folder / "tokenizer_config.json"
+    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    said = {name: token["content"] if isinstance(token, dict) else token for name, token in said.items() if token}
+    for name, token in tokenizer.special_tokens_map.items():
+        if isinstance(token, str) and said.get(name, token) != token:
+            return f"loads {token!r} as its {name}, where its tokenizer_config.json says {said[name]!r}"
+    return ""
 
 
 @contextmanager

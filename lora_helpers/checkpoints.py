@@ -22,7 +22,7 @@ from .files.columns import class_of
 from .files.documents import PICKLES, require_content
 from .files.hub import base_files, base_folder, base_identity, how_to_restore, require_here
 from .files.manifests import MANIFEST, hash_file, read_manifest
-from .files.places import find_folder, full_name, is_folder_name
+from .files.places import REPOSITORY, find_folder, full_name, is_folder_name
 from .model import longest_input
 from .records import read_record
 
@@ -77,7 +77,8 @@ def load_checkpoint(
     manifest, unlisted = _verify_files(folder, notices)
     lora = adapters.read_adapter_config(folder, notices)
     weights = adapters.read_weights(folder, lora)
-    base_name, revision = _name_base(folder, lora, notices)
+    base_name, revision = _name_base(folder, lora, notices, sealed=manifest is not None)
+    lora.base_model_name_or_path, lora.revision = base_name, revision
     if not fetch and PINNED.get(base_name, "") != revision:
         require_here(base_name, revision)
     if manifest and manifest["config"].get("random_base") and not control:
@@ -99,14 +100,15 @@ def load_checkpoint(
     return model.eval(), tokenizer, Verification(*counts, max_length, notices, unlisted)
 
 
-def _name_base(folder: Path, lora: LoraConfig, notices: list[str]) -> tuple[str, str | None]:
+def _name_base(folder: Path, lora: LoraConfig, notices: list[str], *, sealed: bool) -> tuple[str, str | None]:
     """The name of the base model and its commit on the Hub, None for a folder."""
     name, revision = lora.base_model_name_or_path, lora.revision
     if is_folder_name(name) and not find_folder(name):
-        if not (folder / "base").is_dir():  # as `export` puts it beside an adapter, which may then be moved
-            its = f"{folder / ADAPTER_CONFIG} names the base {name!r}, a folder that is not here"
-            raise InputError(f"{its}; write there where it is, or its name on the Hub")
-        name = str(folder / "base")
+        beside = folder / "base"  # where `export` puts it; an adapter may then be moved
+        if sealed or not beside.is_dir():
+            way = f"put it there, seen from {REPOSITORY}" if sealed else "write where it is, or its name on the Hub"
+            raise InputError(f"{folder / ADAPTER_CONFIG} names the base {name!r}, a folder that is not here; {way}")
+        name = str(beside)
     name = name if find_folder(name) else full_name(name)
     if revision is None and base_folder(name) is None:
         revision = PINNED.get(name)
@@ -121,10 +123,10 @@ def _verify_files(folder: Path, notices: list[str]) -> tuple[dict | None, list[s
     manifest = read_manifest(folder)
     for name, wanted in (manifest["files"] if manifest else {}).items():
         path = folder / name
-        if path.is_file():
-            require_content(path)
-        if not path.is_file() or hash_file(path) != wanted:
-            fault = "SHA-256 differs from the manifest" if path.is_file() else "missing, but in the manifest"
+        fault = "" if path.is_file() else "missing, but in the manifest"
+        if not fault and (require_content(path) or hash_file(path) != wanted):
+            fault = "SHA-256 differs from the manifest"
+        if fault:
             raise CheckFailed(f"{path}: {fault}; the checkpoint is damaged, take another")
     here = {path.name for path in folder.iterdir() if not path.name.startswith(".")}  # not what Finder or Jupyter left
     listed = here if manifest is None else manifest["files"].keys() | {MANIFEST}
@@ -172,7 +174,9 @@ def _verify_classes(*folders: Path) -> None:
         with suppress(OSError, ValueError, TypeError, AttributeError, LookupError):  # nothing that names them
             names = json.loads(path.read_text(encoding="utf-8"))["id2label"]
             order = [class_of(names[key]) for key in sorted(names, key=int)]
-            if {*order} == {*range(len(LABELS))} and order != sorted(order):
+            if order == [*range(len(LABELS))]:
+                return
+            if sorted(order) == [*range(len(LABELS))]:
                 listed = ", ".join(LABELS[label] for label in order)
                 raise CheckFailed(f"{path}: its classes are {listed}; wanted {', '.join(LABELS)}, in this order")
 

@@ -52,9 +52,7 @@ class RunConfig:
 
     base_model: str = _model(ROBERTA_BASE, "name", "Hub name, or a folder (from here or from the repository)")
     base_revision: str | None = _model(ROBERTA_BASE_REVISION, "commit", "commit on the Hub, or none", "40 hex digits")
-    base_dropout: float = _model(
-        0.1, "share", "of hidden states, attention and, as RoBERTa ties it, head", "probability"
-    )
+    base_dropout: float = _model(0.1, "share", "of all that the configuration of the base names", "probability")
     random_base: bool = _model(False, "flag", "same shape, random weights (a negative control, never a model to use)")
 
     lora_rank: int = _lora(2, "rank", "r: rows of A, columns of B")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .config import AG_NEWS, BUNDLED, HOW_TO_VALIDATE, LABELS, PROFILES, RunConfig
+from .config import AG_NEWS, BUNDLED, DRAWN_BY, HOW_TO_VALIDATE, LABELS, PROFILES, RunConfig
 from .errors import InputError, first_line
 from .files.documents import class_names, read_documents
 from .files.hub import cached_repository, download
@@ -55,8 +55,9 @@ def load_ag_news(config: RunConfig) -> Splits:
         train = _select_committed(train)
     if find_split_files(folder, "validation"):
         usual = PROFILES.get(config.profile, config)
-        if idle := [name for name in HOW_TO_VALIDATE if getattr(config, name) != getattr(usual, name)]:
-            raise InputError(f"{', '.join(idle)}: without effect, since {dataset} brings its own validation rows")
+        how = HOW_TO_VALIDATE if config.validation_share else DRAWN_BY
+        if idle := [name for name in how if getattr(config, name) != getattr(usual, name)]:
+            raise InputError(f"{', '.join(idle)}: without effect, since {dataset} brings validation rows; leave it out")
         validation = _read(folder, "validation", dataset, revision)
     else:
         train, validation = _carve_validation(train, config)
@@ -214,7 +215,7 @@ def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Datas
     try:
         parts = rows.train_test_split(test_size=size, seed=config.split_seed, stratify_by_column=stratify)
     except ValueError as error:  # fewer rows than classes, on one side or the other
-        way = "; or say stratified false" if config.stratified else ""
+        way = "; add rows of that class, or say stratified false" if config.stratified else ""
         raise InputError(f"validation_size is {size} of {len(train)} rows: {first_line(error)}{way}") from error
     return train.select(parts["train"]["row"][:]), train.select(parts["test"]["row"][:])
 

@@ -28,7 +28,7 @@ LIBRARIES = (  # the last two where they are installed
     *("numpy", "scikit-learn", "scipy", "pandas", "matplotlib", "onnxruntime", "torchao"),
 )
 OLDEST_TESTED = {"transformers": "5.17", "torch": "2.11"}
-WITHOUT_GPU = 'device="cpu", or CUDA_VISIBLE_DEVICES= before a command, does without the GPU'
+WITHOUT_GPU = 'device="cpu", or CUDA_VISIBLE_DEVICES=-1 in the environment, does without the GPU'
 FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # instruction sets, as torch calls them; the last is ARM's
 INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_vnni", "avx_vnni", "amx_int8", "neon", "i8mm", *FAST_BFLOAT16)
 CODE = ("lora_helpers", "requirements.txt")  # what computes

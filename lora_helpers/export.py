@@ -12,7 +12,7 @@ from .checkpoints import WEIGHTS, load_checkpoint
 from .config import AG_NEWS, LABELS
 from .errors import InputError, first_line
 from .files.hub import IDENTITY_FILES, base_files
-from .files.manifests import hash_file
+from .files.manifests import hash_file, make_readable
 from .files.places import CHECKPOINTS, ROBERTA_MINI, is_folder_name
 from .records import read_record
 
@@ -33,28 +33,30 @@ def export_checkpoint(
     Raises: as `load_checkpoint`; InputError: unknown form, `target` is not empty or not writable, a package is missing.
     """
     checkpoint, target = Path(checkpoint), Path(target).absolute()
+    if str(target).encode("utf-8", "replace").decode() != str(target):
+        raise InputError(f"{target}: no name that UTF-8 can hold, as the card must; name another folder")
     if form not in FORMS:
         raise InputError(f"form is {form!r}, wanted one of {', '.join(FORMS)}")
     if base_name is not None and is_folder_name(base_name):
         raise InputError(f"base_name is {base_name!r}, which is a folder; wanted the base's name on the Hub, or none")
-    unfinished = target.parent / f".{secrets.token_hex(8)}.partial"
+    inside = (
+        target.is_dir()
+    )  # a folder that is there is filled at last; it may be on another disk than the one around it
+    unfinished = (target if inside else target.parent) / f".{secrets.token_hex(8)}.partial"
     try:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if target.exists() and (not inside or any(target.iterdir())):
             raise InputError(f"{target}: exists already; name another folder")
         if not target.parent.is_dir():
             raise InputError(f"{target.parent}: no such folder; make it first")
         unfinished.mkdir()
         _write(checkpoint, unfinished, target, form, base_name)
-        if target.exists():  # empty, and perhaps somebody's working folder
-            for path in unfinished.iterdir():
-                path.rename(target / path.name)
-        else:
+        if not inside:
             unfinished.rename(target)
-    except (OSError, UnicodeError) as error:
-        fault = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(
-            f"{getattr(error, 'filename', None) or target}: cannot be read or written ({fault})"
-        ) from error
+        for path in unfinished.iterdir() if inside else ():
+            path.rename(target / path.name)
+    except OSError as error:
+        fault = error.strerror or first_line(error)
+        raise InputError(f"{error.filename or target}: cannot be read or written ({fault})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return target
@@ -78,6 +80,7 @@ def _write(checkpoint: Path, folder: Path, target: Path, form: str, base_name: s
     tokenizer.save_pretrained(folder)
     facts = {"form": form, "folder": target.name, "hub_name": hub_name, "max_length": verification.max_length}
     _write_card(checkpoint, folder, facts, base=its_name)
+    make_readable([path for path in folder.rglob("*") if path.is_file()])
 
 
 def _write_adapter(model, folder: Path, base: str) -> None:
@@ -139,8 +142,6 @@ def _write_card(checkpoint: Path, folder: Path, facts: dict, *, base: str) -> No
     facts |= {"names": dict(enumerate(LABELS)), "base": base, "ours": ours}
     facts |= {"record": record, "step": step, "test": test}
     ModelCard.from_template(data, template_path=str(CARD), **facts).save(folder / "README.md")
-    for path in (path for path in folder.rglob("*") if path.is_file()):  # safetensors writes for the owner alone
-        path.chmod((folder / "README.md").stat().st_mode)
 
 
 def _find_record(checkpoint: Path) -> tuple[dict | None, int | None]:

@@ -17,7 +17,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .architecture import draw_architecture
-from .config import AG_NEWS, BUNDLED, LABELS, MAY_DIFFER
+from .config import AG_NEWS, BUNDLED, LABELS, MAY_DIFFER, SOURCES
 from .environment import code_mark
 from .errors import InputError
 from .evaluation import accuracy_interval
@@ -234,9 +234,8 @@ def _read_its_evidence(record: dict) -> dict:
     if its["data"]["sha256"] != record["data"]["sha256"]:
         return {}
     evidence = read_evidence()
-    if its["base"]["weights_sha256"] != record["base"]["weights_sha256"]:
-        return {"baselines": evidence["baselines"]}
-    changed = (
-        {name for name in its["config"] if its["config"][name] != record["config"].get(name)} - MAY_DIFFER - {"seed"}
-    )
+    if its["base"]["weights_sha256"] != record["base"].get("weights_sha256"):
+        return {part: found for part, found in evidence.items() if part == "baselines"}
+    changed = {name for name in its["config"] if its["config"][name] != record["config"].get(name)}
+    changed -= MAY_DIFFER | {*SOURCES, *SOURCES.values(), "seed"}  # of base and data the contents were just compared
     return {part: found for part, found in evidence.items() if not (changed and part == f"{profile}-seeds")}

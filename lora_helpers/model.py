@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .bases import FULL_SIZE, full_size_shape, load_base, read_shape
 from .config import RunConfig
-from .errors import InputError, first_line
+from .errors import InputError, first_line, nearest
 from .files.hub import base_files
 from .files.places import full_name, portable_name
 
@@ -38,7 +38,8 @@ def build_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         raise InputError(f"lora_targets {config.lora_targets}: an embedding is among them; wanted linear layers")
     adapted = [f".{name}" for name, module in model.named_modules() if hasattr(module, "lora_A")]
     if idle := [name for name in config.lora_targets if not any(each.endswith(f".{name}") for each in adapted)]:
-        raise InputError(f"lora_targets {config.lora_targets}: no layer of the encoder is called {', '.join(idle)}")
+        hint = nearest(idle[0], {name.rpartition(".")[2] for name, _ in base.base_model.named_modules()})
+        raise InputError(f"lora_targets {config.lora_targets}: the encoder has no layer called {idle[0]!r}{hint}")
     # PEFT writes the folder it loaded from; a checkpoint must not carry a path of this machine.
     model.peft_config["default"].base_model_name_or_path = portable_name(config.base_model)
     model.peft_config["default"].target_modules = sorted(config.lora_targets)  # a set would be written in any order

@@ -200,9 +200,8 @@ def test_the_garbage_collector_pauses_for_the_first_loading_alone(monkeypatch):
 def test_a_sealed_checkpoint_can_be_read_by_others(copy):
     """safetensors writes for the owner alone."""
     (copy / "adapter_model.safetensors").chmod(0o600)
-    (copy / MANIFEST).unlink()
     seal(copy, {"step": 10})
-    assert {path.stat().st_mode for path in copy.iterdir()} == {(copy / MANIFEST).stat().st_mode}
+    assert {path.stat().st_mode for path in copy.iterdir()} == {(copy / "trainer_state.json").stat().st_mode}
 
 
 def test_a_pointer_of_git_lfs_is_called_so_in_a_sealed_checkpoint_too(copy):

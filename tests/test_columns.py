@@ -138,7 +138,9 @@ def test_a_name_to_the_letter_goes_before_the_same_in_another_case(tmp_path):
 def test_an_id_that_is_none_is_refused_with_its_row(tmp_path, value):
     path = tmp_path / "in.jsonl"
     path.write_text(json.dumps({"id": 7, "text": "a"}) + "\n" + json.dumps({"id": value, "text": "b"}) + "\n")
-    with pytest.raises(InputError, match=r"line 2: id is \S+, wanted a string or a whole number"):
+    with pytest.raises(
+        InputError, match=r"line 2: id is \S+, wanted a whole number, or a string without a carriage return"
+    ):
         list(read_documents(path, id_column="id"))
 
 

@@ -306,13 +306,14 @@ def test_ag_news_has_its_rows_and_the_original_split_its_640(ag_news_dir):
     "fields", [{"validation_size": 60}, {"split_seed": 7}, {"stratified": False}, {"validation_share": 0.5}]
 )
 def test_how_to_choose_validation_rows_is_refused_where_the_data_bring_them(fields):
-    with pytest.raises(InputError, match=f"^{next(iter(fields))}: without effect, since bundled brings its own"):
+    said = f"^{next(iter(fields))}: without effect, since bundled brings validation rows; leave it out$"
+    with pytest.raises(InputError, match=said):
         load_ag_news(get_profile("mini", **fields))
 
 
 def test_a_class_of_one_row_cannot_be_stratified_and_the_message_says_what_can(tmp_path):
     write_rows(tmp_path / "train.csv", [row for row in make_rows(120) if row[0] != 4] + [(4, "a single", "row")])
     config = get_profile("mini", dataset=str(tmp_path), validation_size=20)
-    with pytest.raises(InputError, match="only 1 member.*; or say stratified false$"):
+    with pytest.raises(InputError, match="only 1 member.*; add rows of that class, or say stratified false$"):
         load_ag_news(config)
     assert len(load_ag_news(config.replace(stratified=False)).validation) == 20

@@ -265,8 +265,9 @@ def test_a_base_that_names_no_feed_forward_size_has_a_shape_all_the_same():
 def test_bad_bases_and_targets_are_one_line(tiny_config, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="lora_targets"):
         build_model(tiny_config.replace(lora_targets=("qery",)))
-    for idle in ("valeu", "out_proj"):  # a slip of the finger, and a layer of the head alone
-        with pytest.raises(InputError, match=f"no layer of the encoder is called {idle}$"):
+    # A slip of the finger, and a layer of the head alone.
+    for idle, hint in (("valeu", r" \(did you mean 'value'\?\)"), ("out_proj", ".*")):
+        with pytest.raises(InputError, match=f"the encoder has no layer called '{idle}'{hint}$"):
             build_model(tiny_config.replace(lora_targets=("query", idle)))
     with pytest.raises(InputError, match="an embedding is among them; wanted linear layers"):
         build_model(tiny_config.replace(lora_targets=("query", "word_embeddings")))
@@ -435,7 +436,5 @@ def test_special_tokens_of_which_two_files_differ_are_refused(tiny_base, tmp_pat
     path.write_text(json.dumps({"mask_token": {"content": "<mask>", "lstrip": True}, "sep_token": "</s>"}))
     load_base(str(base), None)
     path.write_text(json.dumps({"sep_token": "the"}))
-    with pytest.raises(
-        InputError, match="has another sep_token in special_tokens_map.json than in tokenizer_config.json"
-    ):
+    with pytest.raises(InputError, match="loads 'the' as its sep_token, where its tokenizer_config.json says '</s>'"):
         load_base(str(base), None)

@@ -1,12 +1,13 @@
 """What other machines do, as far as it can be played on this one: GPUs that are no use, no memory left, no network."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from lora_helpers import environment
+from lora_helpers import arithmetic, environment
 from lora_helpers.arithmetic import find_device, set_precision
 from lora_helpers.bases import load_base
 from lora_helpers.config import get_profile
@@ -70,7 +71,7 @@ def test_the_remedy_names_the_file_from_wherever_it_is_read(tmp_path, monkeypatc
 
 def test_a_device_of_ones_own_choice_is_not_blamed_on_the_user(monkeypatch):
     monkeypatch.setattr("lora_helpers.arithmetic.best_device", lambda: torch.device("cuda:99"))
-    with pytest.raises(InputError, match='device is cuda:99: .*; device="cpu" does without'):
+    with pytest.raises(InputError, match='device is cuda:99: .*; device="cpu", or '):
         find_device(None, "float32")
 
 
@@ -104,12 +105,16 @@ def test_a_batch_for_which_there_is_no_memory_is_split(classifier, monkeypatch):
     np.testing.assert_allclose(classifier.predict_probabilities(texts), wanted, atol=1e-6)
     assert refused and sum(sizes) == len(texts)
 
-    def never(self, **named):
+    def never(self, *given, **named):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(type(classifier.model), "forward", never)
-    with pytest.raises(InputError, match='CUDA out of memory.*; device="cpu" does without the GPU'):
+    said = f"CUDA out of memory.*; {re.escape(environment.WITHOUT_GPU)}"
+    with pytest.raises(InputError, match=said):
         classifier.predict(texts)
+    monkeypatch.setattr(torch.nn.Module, "to", never)
+    with pytest.raises(InputError, match=said):  # no room for the model itself
+        arithmetic.set_precision(classifier.model, "float32", torch.device("cpu"))
 
 
 def plan_on_gpu(config, folder, monkeypatch):

@@ -114,3 +114,12 @@ def test_a_folder_on_another_drive_is_still_a_folder_by_its_recorded_name(monkey
     monkeypatch.setattr("lora_helpers.files.places.os.path.relpath", relpath)
     config = get_profile("roberta-base", dataset=str(tmp_path / "my-rows"))
     assert config.portable().dataset == "./my-rows"
+
+
+def test_an_address_of_the_hub_without_its_scheme_is_named(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "hf-mirror.example")
+    with pytest.raises(
+        ValueError, match="HF_ENDPOINT is 'hf-mirror.example', wanted an address that begins with https://"
+    ):
+        hub._connect()
+    assert not hub.is_at_hand("someone/model", "0a" * 20, kind="model")

@@ -134,6 +134,7 @@ def refused(checkpoint, pattern):
         ({"layer_replication": [[0, 10**7]]}, "layer_replication"),
         ({"trainable_token_indices": list(range(10**4))}, "trainable_token_indices"),
         ({"init_lora_weights": "pissa_niter_1000000000"}, "pissa_niter_1000000000"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),  # random, so another model at each loading
         ({"target_modules": ["query"] * 20_000}, "bytes"),
         ({"revision": 3}, "at 3"),
     ],

@@ -84,7 +84,8 @@ def read_weights(folder: Path, lora: LoraConfig) -> dict[str, Tensor]:
         weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
     except SafetensorError as error:
         raise CheckFailed(f"{folder / WEIGHTS}: not a safetensors file ({error}); take another checkpoint") from error
-    largest = max((len(each) for name, each in weights.items() if re.search("lora_(embedding_)?A", name)), default=0)
+    ranks = (each.shape[0] for name, each in weights.items() if each.ndim and re.search("lora_(embedding_)?A", name))
+    largest = max(ranks, default=0)
     with refusals_in_one_line(folder):
         rank = max(lora.r, *lora.rank_pattern.values(), 0)
     if rank > max(largest, HARMLESS_RANK):

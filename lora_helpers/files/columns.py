@@ -60,7 +60,8 @@ class Columns:
         label = self._label(values.pop(0), where) if self.labelled else None
         id = number if self.id is None else values.pop(0)
         if type(id) not in (int, str) or id == "" or "\r" in str(id):  # which the output could not quote
-            raise InputError(f"{where}: {self.id} is {id!r:.40}, wanted a string or a whole number; fill it")
+            wanted = "a whole number, or a string without a carriage return"
+            raise InputError(f"{where}: {self.id} is {id!r:.40}, wanted {wanted}; mend it")
         if kinds := [type(value).__name__ for value in values if not isinstance(value, str)]:
             raise InputError(f"{where}: the text is {kinds[0]}, wanted a string; drop or fill it")
         return Document(id, " ".join(values).strip(), label)

@@ -16,12 +16,18 @@ def seal(folder: Path, details: dict) -> None:
     for name in ("training_args.bin", "README.md"):  # a pickle of what the record has, and PEFT's empty model card
         (folder / name).unlink(missing_ok=True)
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    make_readable(files)
     for path in files:
         with path.open("r+b") as stream:  # writable, or Windows refuses fsync
             os.fsync(stream.fileno())
     write_atomically(folder / MANIFEST, _render(details | {"files": {path.name: hash_file(path) for path in files}}))
-    for path in files:  # safetensors writes for the owner alone
-        path.chmod((folder / MANIFEST).stat().st_mode)
+
+
+def make_readable(files: list[Path]) -> None:
+    """Give all files the permissions of the one that most may read: safetensors writes for the owner alone."""
+    mode = max(path.stat().st_mode for path in files)
+    for path in files:
+        path.chmod(mode)
 
 
 def read_manifest(folder: Path) -> dict | None:

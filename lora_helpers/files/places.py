@@ -1,7 +1,7 @@
 """Where things lie: the repository's own folders, and the folder that the name of a base model or data set means here."""
 
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from ..errors import InputError
 
@@ -29,7 +29,8 @@ def full_name(name: str) -> str:
 
 def is_folder_name(name: str) -> bool:
     """Whether `name` means a folder and not something on the Hub; the folder itself may still be missing."""
-    return name.startswith(("checkpoints/", ".", "/", "~")) or find_folder(name) is not None
+    on_a_drive = PureWindowsPath(name).drive != ""
+    return name.startswith(("checkpoints/", ".", "/", "~")) or on_a_drive or find_folder(name) is not None
 
 
 def find_folder(name: str) -> Path | None:
@@ -55,14 +56,15 @@ def local_folder(name: str, wanted: str) -> Path | None:
 
 
 def portable_name(name: str) -> str:
-    """A folder's path from the repository, which tells nothing above the folder that holds both; else the full name."""
+    """A folder's path from the repository, which tells nothing above the folder that holds both; else the full name.
+    From another drive of Windows there is no such path: then ./ and the folder's own name, which must be found anew."""
     folder = None if name == BUNDLED else find_folder(name)
     if folder is None:
         return full_name(name)
     try:
         return Path(os.path.relpath(folder, REPOSITORY)).as_posix()
     except ValueError:  # another drive of a Windows machine
-        return f"./{folder.name}"  # still a folder's name, wherever it is
+        return f"./{folder.name}"
 
 
 def relative_to_repository(path: Path) -> str:

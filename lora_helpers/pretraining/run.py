@@ -22,7 +22,7 @@ from ..config import get_profile
 from ..data import fingerprint, load_ag_news
 from ..environment import environment
 from ..errors import InputError
-from ..files.manifests import write_atomically
+from ..files.manifests import make_readable, write_atomically
 from .config import PretrainingConfig
 from .losses import SPECIAL_TOKENS
 from .trainer import PretrainingTrainer
@@ -36,7 +36,7 @@ def pretrain(config: PretrainingConfig, output_dir: Path, *, resume: bool = Fals
     While it runs, checkpoints stand in `output_dir/work` (about 200 MB); `resume` continues the newest one.
 
     Raises:
-        InputError: `output_dir` holds files and `resume` is not set, or anything else than this configuration's run.
+        InputError: `output_dir` holds files without `resume`, or with it no run of this configuration.
     """
     path, work_dir = output_dir / PRETRAINING_RECORD, output_dir / "work"
     begun = work_dir / "begun.json"
@@ -158,3 +158,4 @@ def _export(model, tokenizer, output_dir: Path) -> None:
     path = output_dir / "config.json"
     shape = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
     write_atomically(path, json.dumps(shape, indent=2, sort_keys=True) + "\n")
+    make_readable([path, output_dir / "model.safetensors"])

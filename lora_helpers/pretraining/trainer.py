@@ -55,7 +55,7 @@ class PretrainingTrainer(Trainer):
             adam_beta2=0.98,
             adam_epsilon=1e-6,
             save_total_limit=2,
-            disable_tqdm=not sys.stderr.isatty(),  # a bar with the time left, but none in a log
+            disable_tqdm=not (sys.stderr and sys.stderr.isatty()),  # a bar with the time left, but none in a log
             report_to="none",
         )
         super().__init__(model, arguments, train_dataset=rows, eval_dataset=validation)

@@ -58,11 +58,8 @@ def _of_all(error: InputError | CheckFailed) -> BaseException:
 def _way_on(config: RunConfig, output_dir: Path, beginning: Beginning) -> str:
     """The last whole checkpoint, and how the run goes on from it, at the prompt and in a notebook."""
     last = list_checkpoints(output_dir)[-1:]
-    said = {
-        name: value for name, value in vars(beginning).items() if value and (not last or name == "allow_other_data")
-    }
-    start = {} if said.keys() & {"resume_from", "warm_start"} else {"resume": True}
-    start |= {name: value if value is True else str(value) for name, value in said.items()}
+    said = vars(beginning) | ({"resume": True, "resume_from": None, "warm_start": None} if last else {})
+    start = {name: value if value is True else str(value) for name, value in said.items() if value} or {"resume": True}
     sentences = [f"last whole checkpoint: {last[0].name if last else 'none'}"]
     if config.profile in PROFILES:
         sentences.append(f"to go on: {_command(config, {'output_dir': str(output_dir)} | start)}")

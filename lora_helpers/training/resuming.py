@@ -48,22 +48,23 @@ def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
     if checkpoint := beginning.resume_from:
         if (checkpoint / ADAPTER_CONFIG).is_file() and not (checkpoint / MANIFEST).is_file():
             why = "another program wrote it, or its writing was cut short"
-            raise InputError(f"{checkpoint} has no manifest: {why}; resume another, or begin a new run")
+            raise InputError(f"{checkpoint} has no manifest: {why}; resume another, or --warm-start a new run with it")
         return _open_as_sealed(checkpoint)
     if not beginning.resume:
         return None
     whole = list_checkpoints(output_dir)
     for folder in sorted({*output_dir.glob("checkpoint-*")} - {*whole}):
         logger.warning("%s skipped: it has no manifest, its writing was cut short", folder.name)
+    newest = None
     for checkpoint in reversed(whole):
         try:
             return _open_as_sealed(checkpoint)
         except CheckFailed as error:
             logger.warning("%s skipped: %s", checkpoint.name, error)
-    if whole:  # to begin anew would write over them, and the fault may be in the base
-        raise CheckFailed(
-            f"{output_dir}: none of its checkpoints can be continued (why, above); mend that, or name another folder"
-        )
+            newest = newest or error
+    if newest:  # to begin anew would write over them, and the fault may be in the base
+        way = "mend that, or name another folder"
+        raise CheckFailed(f"{output_dir}: none of its checkpoints can be continued (the newest: {newest}); {way}")
     return None
 
 

@@ -112,7 +112,7 @@ def _train(config: RunConfig, output_dir: Path, beginning: Beginning) -> records
         plan.details.update(describe_resumption(start, plan.details))
         logger.info("resuming %s at step %d", relative_to_repository(start.path), step_of(start.path))
     if config.warmup_steps >= config.max_steps:
-        rising = "warmup_steps is %d, max_steps %d: the run ends while the learning rate still rises"
+        rising = "warmup_steps is %d, max_steps %d: the run ends while the learning rate still rises; give less warm-up"
         logger.warning(rising, config.warmup_steps, config.max_steps)
     if beginning.warm_start:
         plan.details.update(take_weights(plan.model, beginning.warm_start))
