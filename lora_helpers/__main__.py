@@ -68,7 +68,8 @@ def evaluate(checkpoint, data, split, json_file) -> None:
     print(f"accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, {scores['examples']} rows)")
     print(f"macro F1 {scores['macro_f1']:.4f}, expected calibration error {scores['calibration']['ece']:.4f}")
     for label, each in scores["per_class"].items():
-        print(f"{label:9} precision {each['precision']:.4f}  recall {each['recall']:.4f}  F1 {each['f1']:.4f}")
+        rates = f"precision {each['precision']:.4f}  recall {each['recall']:.4f}  F1 {each['f1']:.4f}"
+        print(f"{label:9} {rates}  {each['support']:,.0f} rows")
     if json_file:  # last, so that nothing is lost where it cannot be written
         json_file.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
 
