@@ -153,7 +153,7 @@ def figures(run_dirs, output_dir) -> None:
     from .figures import draw_figures
     from .records import committed_runs
 
-    theirs = {path.name for path in committed_runs()} if output_dir.resolve() == REPOSITORY / "figures" else {}
+    theirs = {path.name for path in committed_runs()} if output_dir.resolve() == REPOSITORY / "figures" else set()
     if mine := [path for path in map(Path.resolve, run_dirs) if path.name in theirs and path.parent != CHECKPOINTS]:
         raise InputError(f"{mine[0]} is called like a committed run, whose figures it would replace; give --output-dir")
     files = [path for kinds in draw_figures(run_dirs, output_dir).values() for path in kinds.values()]

@@ -68,8 +68,8 @@ def _count_parts(record: dict) -> dict:
     facts = {
         "layer": layer,
         "lora_a_layer": counts["lora"] // layers,
+        "rest": "embeddings" if shape["model_type"] == "roberta" else "embeddings and others",
         "rest_numbers": counts["frozen"] - layers * layer,
     }
-    facts["rest"] = "embeddings" if shape["model_type"] == "roberta" else "embeddings and others"
     facts |= {f"{name}_numbers": shape[name][0] * shape[name][1] for name in "WAB"}
     return record["config"] | shape | counts | facts | {"share": counts["trainable"] / counts["total"]}
