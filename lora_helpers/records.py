@@ -67,6 +67,12 @@ def training_rows(record: dict) -> list[dict]:
     return [row for row in record["log"] if "loss" in row]
 
 
+def count_labelled(record: dict) -> int:
+    """How many training rows, whose labels it saw, the batches of a run held."""
+    config = record["config"]
+    return min(record["data"]["rows"]["train"], config["max_steps"] * config["batch_size"])
+
+
 def committed_runs() -> list[Path]:
     """Folders of the profiles that have a committed run."""
     return [CHECKPOINTS / profile for profile in PROFILES if (CHECKPOINTS / profile / RECORD).is_file()]

@@ -171,7 +171,8 @@ def made_up(right: int, linear_right: int, rows: int = 1000) -> dict:
             "predictions": "1" * n + "0" * (rows - n),
         }
 
-    run = {"test": score(right), "data": {"rows": {"train": 5000}}, "last": {"step": 100}, "config": {"batch_size": 16}}
+    config = {"max_steps": 100, "batch_size": 16}
+    run = {"test": score(right), "data": {"rows": {"train": 5000}}, "config": config}
     run["parameters"] = {"trainable": 70916}
     fit = score(linear_right) | {"train_rows": 5000}
     chosen = {"features": "words", "model": "linear SVM"}

@@ -264,6 +264,7 @@ def test_a_study_that_is_tested_keeps_its_runs_by_arm(monkeypatch):
 
 def test_a_row_of_a_seed_says_how_many_labels_it_saw(monkeypatch):
     record = records.read_record(CHECKPOINTS / "mini")
-    monkeypatch.setattr(study, "train_and_test", lambda config, folder: record)
+    its = lambda config, _: record | {"config": config.to_dict()}  # noqa: E731
+    monkeypatch.setattr(study, "train_and_test", its)
     seen = [study.run_seeds("mini", (43,), max_steps=steps)[0]["labelled_rows"] for steps in (20, 300)]
     assert seen == [320, 840] and record["data"]["rows"]["train"] == 840

@@ -17,7 +17,7 @@ from ..data import load_split
 from ..environment import code_mark, environment
 from ..files.places import CHECKPOINTS, RUNS
 from ..inference import Classifier, evaluate_classifier
-from ..records import RunRecord, read_record, validation_rows, write_record
+from ..records import RunRecord, count_labelled, read_record, validation_rows, write_record
 from ..training.run import train
 
 SEEDS, MORE_SEEDS = (42, 43, 44), (42, 43, 44, 45, 46)
@@ -105,8 +105,7 @@ def run_seeds(profile: str, seeds: Sequence[int], **fields) -> list[dict]:
         here = config == get_profile(profile) and committed.is_dir()
         record = read_record(committed) if here else train_and_test(config, run_folder(config))
         scores = {f"test_{key}": record["test"][key] for key in ("accuracy", "interval", "predictions")}
-        seen = min(record["data"]["rows"]["train"], config.max_steps * config.batch_size)
-        facts = {"trained_parameters": record["parameters"]["trainable"], "labelled_rows": seen}
+        facts = {"trained_parameters": record["parameters"]["trainable"], "labelled_rows": count_labelled(record)}
         rows.append(_describe(record) | scores | facts)
     return rows
 

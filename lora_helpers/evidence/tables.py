@@ -8,7 +8,7 @@ from statistics import mean, stdev
 
 from ..config import BUNDLED, PROFILES, get_profile
 from ..evaluation import accuracy_interval, compare, from_digits
-from ..records import find_rivals
+from ..records import count_labelled, find_rivals
 
 NO_RECORD, NO_VALUE = "not run yet", "not measured"
 ROBERTA_BASE, BASE = "roberta-base", "roberta-mini"  # the two shapes of the benchmark; the second is the bundled base
@@ -71,10 +71,17 @@ def _describe_run(name: str, records: dict) -> tuple[str, ...]:
     run, compared = records[name], find_rivals(name, records)["arms"].get("LoRA", {})
     seeds = max((part.get("runs", []) for part in (records.get(f"{name}-seeds", {}), compared)), key=len)
     interval = _interval(*run["test"]["interval"]) if "test" in run else NO_VALUE
-    seen = min(run["data"]["rows"]["train"], run["last"]["step"] * run["config"]["batch_size"])
     spread = _spread(seeds, "test_accuracy") if len(seeds) > 1 else ""
     paired = _beside_linear(records, name, run.get("test", {}).get("predictions"))
-    return f"`{name}`", accuracy, interval, spread, f"{run['parameters']['trainable']:,}", f"{seen:,}", *paired
+    return (
+        f"`{name}`",
+        accuracy,
+        interval,
+        spread,
+        f"{run['parameters']['trainable']:,}",
+        f"{count_labelled(run):,}",
+        *paired,
+    )
 
 
 def _describe_variants(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
