@@ -10,6 +10,7 @@ from ..figures import BLUE, GREEN, GREY, ORANGE, SMALL, make_axes
 QUESTIONS = {  # parts, where they were run, and what they ask
     "batch-sizes": "smaller batches",
     "places": "adapters in another place",
+    "ranks": "another rank",
     "rivals": "other weights trained",
 }
 
