@@ -124,10 +124,11 @@ def _find_discord(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """A special token that was loaded from another file than those that identify the base; empty if there is none."""
     path = folder / "tokenizer_config.json"
     said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    said = {name: token["content"] if isinstance(token, dict) else token for name, token in said.items() if token}
     for name, token in tokenizer.special_tokens_map.items():
-        if isinstance(token, str) and said.get(name, token) != token:
-            return f"loads {token!r} as its {name}, where its tokenizer_config.json says {said[name]!r}"
+        its = said.get(name)
+        its = its.get("content") if isinstance(its, dict) else its
+        if isinstance(token, str) and its not in (None, token):
+            return f"loads {token!r} as its {name}, where its tokenizer_config.json says {its!r}"
     return ""
 
 
