@@ -436,11 +436,9 @@ def test_special_tokens_of_which_two_files_differ_are_refused(tiny_base, tmp_pat
     path.write_text(json.dumps({"mask_token": {"content": "<mask>", "lstrip": True}, "sep_token": "</s>"}))
     load_base(str(base), None)
     said = json.loads((base / "tokenizer_config.json").read_text())  # as other versions write it
-    said |= {
-        "added_tokens_decoder": {"2": {"content": "</s>", "special": True}},
-        "sep_token": {"__type": "AddedToken", "content": "</s>"},
-    }
-    (base / "tokenizer_config.json").write_text(json.dumps(said | {"pad_token": None}))
+    said["sep_token"] = {"__type": "AddedToken", "content": "</s>"}
+    said["added_tokens_decoder"] = {"2": {"content": "</s>", "special": True}}
+    (base / "tokenizer_config.json").write_text(json.dumps(said))
     load_base(str(base), None)
     del said["added_tokens_decoder"]  # beside which transformers reads no other file
     (base / "tokenizer_config.json").write_text(json.dumps(said))
