@@ -23,7 +23,6 @@ PRECISIONS = ("float32", "bfloat16", "int8")  # of prediction
 MAY_DIFFER = {"report_to", "eval_batch_size", "committed_rows"}
 YOUNGER = {"validation_share": 0.0}  # fields that records of older runs lack, and what these runs had
 DRAWN_BY = ("validation_size", "split_seed", "stratified")  # without effect where a hash chooses the validation rows
-HOW_TO_VALIDATE = ("validation_share", *DRAWN_BY)  # without effect where the data bring them
 SOURCES = {"base_model": "base_revision", "dataset": "dataset_revision"}  # what has a name, and its commit on the Hub
 
 _data, _model, _lora = partial(setting, "data"), partial(setting, "model"), partial(setting, "LoRA")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .config import AG_NEWS, BUNDLED, DRAWN_BY, HOW_TO_VALIDATE, LABELS, PROFILES, RunConfig
+from .config import AG_NEWS, BUNDLED, DRAWN_BY, LABELS, PROFILES, RunConfig
 from .errors import InputError, first_line
 from .files.documents import class_names, read_documents
 from .files.hub import cached_repository, download
@@ -55,7 +55,7 @@ def load_ag_news(config: RunConfig) -> Splits:
         train = _select_committed(train)
     if find_split_files(folder, "validation"):
         usual = PROFILES.get(config.profile, config)
-        how = HOW_TO_VALIDATE if config.validation_share else DRAWN_BY
+        how = DRAWN_BY + ("validation_share",) * bool(config.validation_share)
         if idle := [name for name in how if getattr(config, name) != getattr(usual, name)]:
             raise InputError(f"{', '.join(idle)}: without effect, since {dataset} brings validation rows; leave it out")
         validation = _read(folder, "validation", dataset, revision)

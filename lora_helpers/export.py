@@ -39,9 +39,8 @@ def export_checkpoint(
         raise InputError(f"form is {form!r}, wanted one of {', '.join(FORMS)}")
     if base_name is not None and is_folder_name(base_name):
         raise InputError(f"base_name is {base_name!r}, which is a folder; wanted the base's name on the Hub, or none")
-    inside = (
-        target.is_dir()
-    )  # a folder that is there is filled at last; it may be on another disk than the one around it
+    # A folder that is there is filled at the end; it may be on another disk than the folder around it.
+    inside = target.is_dir()
     unfinished = (target if inside else target.parent) / f".{secrets.token_hex(8)}.partial"
     try:
         if target.exists() and (not inside or any(target.iterdir())):

@@ -73,15 +73,8 @@ def _describe_run(name: str, records: dict) -> tuple[str, ...]:
     interval = _interval(*run["test"]["interval"]) if "test" in run else NO_VALUE
     spread = _spread(seeds, "test_accuracy") if len(seeds) > 1 else ""
     paired = _beside_linear(records, name, run.get("test", {}).get("predictions"))
-    return (
-        f"`{name}`",
-        accuracy,
-        interval,
-        spread,
-        f"{run['parameters']['trainable']:,}",
-        f"{count_labelled(run):,}",
-        *paired,
-    )
+    sizes = f"{run['parameters']['trainable']:,}", f"{count_labelled(run):,}"
+    return f"`{name}`", accuracy, interval, spread, *sizes, *paired
 
 
 def _describe_variants(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
