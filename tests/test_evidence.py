@@ -221,6 +221,20 @@ def test_a_study_pairs_its_arms_by_seed(folders, monkeypatch):
     assert (ours["mean"], ours["std"]) == pytest.approx((0.902, 0.001))  # n - 1: with n it would be 0.0008
 
 
+def test_arithmetic_is_compared_by_the_seeds_of_two_studies_and_their_machines_are_named(monkeypatch):
+    def make_study(device, **accuracies):
+        variants = {arm: {"validation_accuracy": values} for arm, values in accuracies.items()}
+        return {"variants": variants, "environment": {"device": device}}
+
+    on_cpu = make_study("CPU, 2 threads", **{"ours": [0.92, 0.93, 0.94], "random-order": [0.1, 0.1, 0.1]})
+    on_gpu = make_study("NVIDIA H200", **{"on query": [0.91, 0.92, 0.93], "on key": [0.1, 0.1, 0.1]})
+    monkeypatch.setattr(study, "read_evidence", lambda: {"ablations": on_cpu, "places": on_gpu})
+    found = rebuild.PARTS["arithmetic"]()
+    assert found["devices"] == {"float32": "CPU, 2 threads", "bfloat16": "NVIDIA H200"}
+    assert found["variants"]["float32"]["mean"] == pytest.approx(0.93)
+    assert found["variants"]["bfloat16"]["difference"] == pytest.approx(0.01)  # float32 is ahead
+
+
 def test_seeds_have_a_mean_and_a_standard_deviation_on_either_split(monkeypatch):
     rows = [{"test_accuracy": test, "validation_accuracy": other} for test, other in ((0.80, 0.7), (0.84, 0.9))]
     monkeypatch.setattr(study, "run_seeds", lambda *asked, **fields: rows if asked == ("mini", (42, 43, 44)) else [])

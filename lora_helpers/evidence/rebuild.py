@@ -175,6 +175,7 @@ PARTS = {
     "places": partial(study.run_study, study.PLACES),
     "ranks": partial(study.run_study, study.RANKS, seeds=study.SEEDS),
     "learning-rates": partial(study.run_study, study.LEARNING_RATES, seeds=study.SEEDS[:2]),
+    "arithmetic": study.compare_arithmetic,
     # Controls: a permutation of the labels a seed; a base of random weights.
     "shuffled-labels": partial(study.repeat_seeds, "mini", shuffled_labels=True),
     "random-base": partial(study.run_study, study.BASES, seeds=study.SEEDS[:2]),

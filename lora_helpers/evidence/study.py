@@ -17,7 +17,7 @@ from ..data import load_split
 from ..environment import code_mark, environment
 from ..files.places import CHECKPOINTS, RUNS
 from ..inference import Classifier, evaluate_classifier
-from ..records import RunRecord, count_labelled, read_record, validation_rows, write_record
+from ..records import RunRecord, count_labelled, read_evidence, read_record, validation_rows, write_record
 from ..training.run import train
 
 SEEDS, MORE_SEEDS = (42, 43, 44), (42, 43, 44, 45, 46)
@@ -88,6 +88,14 @@ def compare_arms(accuracies: dict[str, Sequence[float]], called: str = "validati
             low, high = ttest_1samp(differences, 0).confidence_interval()
             compared[arm] |= {"difference": float(differences.mean()), "interval": [float(low), float(high)]}
     return compared
+
+
+def compare_arithmetic() -> dict:
+    """`mini-agnews` in float32 on a CPU and in bfloat16 on a GPU, by the same seeds: the first arms of two studies."""
+    evidence, arms = read_evidence(), {"float32": ("ablations", "ours"), "bfloat16": ("places", "on query")}
+    accuracies = {name: evidence[part]["variants"][arm]["validation_accuracy"] for name, (part, arm) in arms.items()}
+    devices = {name: evidence[part]["environment"]["device"] for name, (part, _) in arms.items()}
+    return {"variants": compare_arms(accuracies), "devices": devices}
 
 
 def repeat_seeds(profile: str, seeds: Sequence[int] = SEEDS, **fields) -> dict:
