@@ -30,12 +30,13 @@ def find_device(name: str | torch.device | None, precision: str) -> torch.device
 
 def set_precision(model: torch.nn.Module, precision: str, device: torch.device) -> torch.nn.Module:
     """`model`, changed in place, so that it computes in `precision` on `device`."""
-    if precision == "bfloat16":
-        if not has_fast_bfloat16(device.type):
-            logging.getLogger(__name__).warning("this machine only emulates bfloat16, slowly; float32 is faster")
-        return _move(model, device, torch.bfloat16)
-    model = _move(model, device)  # before int8 takes the weights to pieces, which only a CPU can
-    if precision == "int8":
+    if precision == "bfloat16" and not has_fast_bfloat16(device.type):
+        logging.getLogger(__name__).warning("this machine only emulates bfloat16, slowly; float32 is faster")
+    try:
+        model = model.to(device, torch.bfloat16 if precision == "bfloat16" else None)
+    except torch.OutOfMemoryError as error:  # of a GPU
+        raise InputError(f"{first_line(error)}; {WITHOUT_GPU}") from error
+    if precision == "int8":  # only now, since the weights that it takes to pieces must be on the CPU
         try:
             for parent in list(model.modules()):
                 for name, child in list(parent.named_children()):
@@ -45,13 +46,6 @@ def set_precision(model: torch.nn.Module, precision: str, device: torch.device) 
             fault = f"torch has no int8 product for this processor ({first_line(error)})"
             raise InputError(f"{fault}; use float32") from error
     return model
-
-
-def _move(model: torch.nn.Module, *where) -> torch.nn.Module:
-    try:
-        return model.to(*where)
-    except torch.OutOfMemoryError as error:  # of a GPU
-        raise InputError(f"{first_line(error)}; {WITHOUT_GPU}") from error
 
 
 class Int8Linear(torch.nn.Module):
