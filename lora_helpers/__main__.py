@@ -171,7 +171,7 @@ def verify(checkpoint) -> None:
 
     found = verify_checkpoint(checkpoint)
     _show_notices(found)
-    checksums = f"{found.files} checksums" if found.files else "no checksum to compare"
+    checksums = f"{len(files)} checksums" if (files := found.manifest.get("files")) else "no checksum to compare"
     print(f"{checkpoint}: valid; {checksums}, all {found.tensors} tensors as expected")
 
 

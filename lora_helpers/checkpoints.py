@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 class Verification:
     """What `verify_checkpoint` found; `notices` are worth reading and no errors."""
 
-    step: int | None  # optimizer steps, None for a foreign checkpoint
-    files: int  # files whose checksum was compared
+    manifest: dict  # as it was sealed, with the step and the files whose checksum was compared; empty: foreign
     tensors: int  # tensors in the adapter file
     max_length: int  # tokens an example at which the run cut, or the base's longest input for a foreign checkpoint
     notices: list[str]
@@ -77,16 +76,16 @@ def load_checkpoint(
     manifest, unlisted = _verify_files(folder, notices)
     lora = adapters.read_adapter_config(folder, notices)
     weights = adapters.read_weights(folder, lora)
-    base_name, revision = _name_base(folder, lora, notices, sealed=manifest is not None)
+    base_name, revision = _name_base(folder, lora, notices, sealed=bool(manifest))
     lora.base_model_name_or_path, lora.revision = base_name, revision
     if not fetch and PINNED.get(base_name, "") != revision:
         require_here(base_name, revision)
-    if manifest and manifest["config"].get("random_base") and not control:
-        raise CheckFailed("this checkpoint is a control on a base of random weights, not kept; train it again")
     if manifest:
+        if manifest["config"].get("random_base") and not control:
+            raise CheckFailed("this checkpoint is a control on a base of random weights, not kept; train it again")
         _verify_base(manifest, base_name, revision, notices)
     base, tokenizer, new_weights = load_base(base_name, revision)
-    if manifest is None:
+    if not manifest:
         _verify_classes(folder, base_files(base_name, revision))
     if (folder / "tokenizer.json").is_file() and "tokenizer.json" not in unlisted:
         _verify_vocabulary(folder / "tokenizer.json", tokenizer, base_name)
@@ -94,10 +93,9 @@ def load_checkpoint(
         adapters.require_quick_patterns(folder, lora, [name for name, _ in base.named_modules()])
         model = PeftModelForSequenceClassification(base, lora)
         set_peft_model_state_dict(model, _verify_weights(folder, model, weights, new_weights, notices))
-    sealed, longest = manifest or {}, longest_input(base)
-    max_length = min(sealed["config"]["max_length"], longest) if sealed else longest
-    counts = sealed.get("step"), len(sealed.get("files", ())), len(weights)
-    return model.eval(), tokenizer, Verification(*counts, max_length, notices, unlisted)
+    longest = longest_input(base)
+    max_length = min(manifest["config"]["max_length"], longest) if manifest else longest
+    return model.eval(), tokenizer, Verification(manifest, len(weights), max_length, notices, unlisted)
 
 
 def _name_base(folder: Path, lora: LoraConfig, notices: list[str], *, sealed: bool) -> tuple[str, str | None]:
@@ -116,12 +114,12 @@ def _name_base(folder: Path, lora: LoraConfig, notices: list[str], *, sealed: bo
     return name, revision
 
 
-def _verify_files(folder: Path, notices: list[str]) -> tuple[dict | None, list[str]]:
-    """The manifest, if there is one, compared with the files; and the names of the files that it does not list."""
+def _verify_files(folder: Path, notices: list[str]) -> tuple[dict, list[str]]:
+    """The manifest, empty if there is none, compared with the files; and the names of the files that it does not list."""
     if not folder.is_dir():
         raise InputError(f"no checkpoint at {folder}; wanted a folder like checkpoints/mini-agnews/checkpoint-2400")
     manifest = read_manifest(folder)
-    for name, wanted in (manifest["files"] if manifest else {}).items():
+    for name, wanted in manifest.get("files", {}).items():
         path = folder / name
         fault = "" if path.is_file() else "missing, but in the manifest"
         if not fault and (require_content(path) or hash_file(path) != wanted):
@@ -129,12 +127,12 @@ def _verify_files(folder: Path, notices: list[str]) -> tuple[dict | None, list[s
         if fault:
             raise CheckFailed(f"{path}: {fault}; the checkpoint is damaged, take another")
     here = {path.name for path in folder.iterdir() if not path.name.startswith(".")}  # not what Finder or Jupyter left
-    listed = here if manifest is None else manifest["files"].keys() | {MANIFEST}
+    listed = manifest["files"].keys() | {MANIFEST} if manifest else here
     if missing := [name for name in (ADAPTER_CONFIG, WEIGHTS) if name not in listed]:
         pickles = ", ".join(sorted(name for name in here if name.endswith(PICKLES)))
         hint = f" ({pickles} is never unpickled; save it as safetensors)" if pickles else _name_checkpoints(folder)
         raise InputError(f"{folder} is no checkpoint: {' and '.join(missing)} missing{hint}")
-    if manifest is None:
+    if not manifest:
         notices.append("no manifest: not written by this project, its files cannot be checked against a checksum")
     if unlisted := sorted(here - listed):
         notices.append(f"not in the manifest, and not read: {', '.join(unlisted)}")

@@ -70,7 +70,8 @@ def unbroken(config, tmp_path_factory):
     newest = run_dir / "checkpoint-20"
     assert {path.name for path in newest.iterdir()} == {*FILES, MANIFEST}
     verification = verify_checkpoint(newest)
-    assert (verification.files, verification.step, verification.notices) == (len(FILES), 20, [])
+    assert verification.manifest == read_manifest(newest) and verification.notices == []
+    assert (verification.manifest["files"].keys(), verification.manifest["step"]) == ({*FILES}, 20)
     assert Classifier.from_checkpoint(newest).verification == verification
     assert find_start(run_dir, newest) == newest.resolve() == find_start(run_dir)
     return run_dir
@@ -195,7 +196,9 @@ def test_a_checkpoint_under_the_name_of_another_step_is_not_resumed(run_dir, cap
     with pytest.raises(CheckFailed, match="none of its checkpoints"):
         find_start(run_dir)
     assert "checkpoint-20 skipped" in caplog.text
-    assert verify_checkpoint(renamed.rename(run_dir / "favourite")).step == 10  # to predict, any name will do
+    assert (
+        verify_checkpoint(renamed.rename(run_dir / "favourite")).manifest["step"] == 10
+    )  # to predict, any name will do
     with pytest.raises(CheckFailed, match="name it checkpoint-10 again"):
         find_start(run_dir, run_dir / "favourite")
 

@@ -86,7 +86,7 @@ def test_a_first_run_is_stopped_goes_on_and_becomes_the_committed_one(
     assert {path.name.removeprefix(f"{profile}-") for path in (folders / "figures").iterdir()} >= {"loss.png"}
 
     first, *_ = found = checkpoints.list_checkpoints(target)
-    assert [checkpoints.verify_checkpoint(folder).step for folder in found] == [10, 20, 30]
+    assert [checkpoints.verify_checkpoint(folder).manifest["step"] for folder in found] == [10, 20, 30]
     assert ["optimizer.pt" in read_manifest(folder)["files"] for folder in found] == [False, True, False]
     for stripped in (first, found[-1]):
         assert not [path for path in stripped.iterdir() if re.match("optimizer|scheduler|rng_state", path.name)]

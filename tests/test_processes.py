@@ -132,7 +132,7 @@ def test_checkpoints_are_whole_and_hold_the_random_state_of_each_process(two):
         with safe_globals():
             states = [torch.load(folder / f"rng_state_{rank}.pth", weights_only=True)["cpu"] for rank in (0, 1)]
         assert not torch.equal(*states)  # else both would drop out the same units
-        assert verify_checkpoint(folder).step == step
+        assert verify_checkpoint(folder).manifest["step"] == step
 
 
 def test_one_process_goes_on_from_what_two_wrote(one, two, tiny_base, tmp_path, caplog):

@@ -30,11 +30,11 @@ def make_readable(files: list[Path]) -> None:
         path.chmod(mode)
 
 
-def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a whole checkpoint, None for a foreign folder; CheckFailed if a byte of it is not what `seal` wrote."""
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a whole checkpoint, empty for a foreign folder; CheckFailed if a byte of it is not what `seal` wrote."""
     path = folder / MANIFEST
     if not path.is_file():
-        return None
+        return {}
     try:
         text = path.read_text(encoding="utf-8")
         manifest = json.loads(text)

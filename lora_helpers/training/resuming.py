@@ -9,7 +9,7 @@ from ..checkpoints import ADAPTER_CONFIG, WEIGHTS, list_checkpoints, load_checkp
 from ..config import RunConfig
 from ..data import Splits
 from ..errors import CheckFailed, InputError
-from ..files.manifests import MANIFEST, hash_file, read_manifest
+from ..files.manifests import MANIFEST, hash_file
 from ..files.places import relative_to_repository
 from ..processes import leads, this_process
 
@@ -71,15 +71,16 @@ def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
 def _open_as_sealed(checkpoint: Path) -> Start:
     """Open a checkpoint unless damaged, renamed or added to: the Trainer would load a `model.safetensors` instead."""
     path = checkpoint.resolve()
-    found, manifest = verify_checkpoint(path, fetch=True, control=True), read_manifest(path)
+    found = verify_checkpoint(path, fetch=True, control=True)
+    manifest, step = found.manifest, found.manifest["step"]
     if found.unlisted:
         raise CheckFailed(f"{path} holds {', '.join(found.unlisted)}, which its manifest does not list; remove it")
-    if found.step < manifest["config"]["max_steps"] and not (path / "optimizer.pt").is_file():
+    if step < manifest["config"]["max_steps"] and not (path / "optimizer.pt").is_file():
         raise CheckFailed(
             f"{path} holds no optimizer state: it predicts but cannot be continued; take another of the run"
         )
-    if path.name != f"checkpoint-{found.step}":
-        raise CheckFailed(f"{path} was written at step {found.step}; name it checkpoint-{found.step} again")
+    if path.name != f"checkpoint-{step}":
+        raise CheckFailed(f"{path} was written at step {step}; name it checkpoint-{step} again")
     return Start(path, manifest)
 
 
