@@ -144,11 +144,10 @@ def _name_checkpoints(folder: Path) -> str:
     inside = list_checkpoints(folder) or sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
     if not inside:
         return ""
-    best = None
+    named, said = inside[-1].name, ""
     with suppress(InputError):  # no record, or another program's
-        best = read_record(folder)["best_saved_step"]
-    named = f"checkpoint-{best}" if best else inside[-1].name
-    said = f"; {named} has the best validation accuracy" if best else ""
+        named = f"checkpoint-{read_record(folder)['best_saved_step']}"
+        said = f"; {named} has the best validation accuracy"
     return f", but it holds {', '.join(path.name for path in inside)}{said}; name one, as in {folder / named}"
 
 
