@@ -17,7 +17,6 @@ from .files.places import CHECKPOINTS, ROBERTA_MINI, is_folder_name
 from .records import read_record
 
 LIBRARIES = {"merged": "transformers", "adapter": "peft", "onnx": "onnx"}  # by form
-FORMS = tuple(LIBRARIES)
 CARD = Path(__file__).with_name("model_card.md")  # a Jinja template, as huggingface_hub takes it
 LICENCE = {"license": "other", "license_name": "ag-news-research-non-commercial", "license_link": "LICENSE"}
 
@@ -35,8 +34,8 @@ def export_checkpoint(
     checkpoint, target = Path(checkpoint), Path(target).absolute()
     if str(target).encode("utf-8", "replace").decode() != str(target):
         raise InputError(f"{target}: no name that UTF-8 can hold, as the card must; name another folder")
-    if form not in FORMS:
-        raise InputError(f"form is {form!r}, wanted one of {', '.join(FORMS)}")
+    if form not in LIBRARIES:
+        raise InputError(f"form is {form!r}, wanted one of {', '.join(LIBRARIES)}")
     if base_name is not None and is_folder_name(base_name):
         raise InputError(f"base_name is {base_name!r}, which is a folder; wanted the base's name on the Hub, or none")
     # A folder that is there is filled at the end; it may be on another disk than the folder around it.
