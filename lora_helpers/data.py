@@ -108,10 +108,8 @@ def read_rows(files: Sequence[Path]) -> Dataset:
 
 def fingerprint(rows: Dataset) -> str:
     """SHA-256 over label and text of every row, in order."""
-    digest = hashlib.sha256()
-    for label, text in zip(rows["label"][:], rows["text"][:], strict=True):
-        digest.update(f"{label}\x1f{text}\x1e".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+    labelled = zip(rows["label"][:], rows["text"][:], strict=True)
+    return _digest("".join(f"{label}\x1f{text}\x1e" for label, text in labelled)).hex()
 
 
 def row_marks(rows: Dataset) -> list[bytes]:
@@ -184,8 +182,7 @@ def _read(folder: Path, split: str, dataset: str, revision: str | None) -> Datas
 
 def _select_committed(train: Dataset) -> Dataset:
     """The rows that the committed runs were made of, in their order, as far as they are among these."""
-    listed, places = COMMITTED_ROWS.read_bytes(), {}
-    marks = [listed[i : i + MARK_BYTES] for i in range(0, len(listed), MARK_BYTES)]
+    marks, places = np.fromfile(COMMITTED_ROWS, f"V{MARK_BYTES}").tolist(), {}
     for index, mark in enumerate(row_marks(train)):
         places.setdefault(mark, []).append(index)  # some rows occur more than once
     found = [places[mark].pop(0) for mark in marks if places.get(mark)]
