@@ -99,16 +99,29 @@ def test_a_step_in_bfloat16_computes_in_it_and_trains_in_float32(tiny_shape, tin
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+def test_a_step_is_timed_from_before_the_forward_pass(tiny_shape, monkeypatch):
+    import torch
+
+    seconds, model = [0.0], make_model(tiny_shape, get_profile("original"))
+    model.register_forward_hook(lambda *_: seconds.append(seconds[-1] + 5.0))
+    monkeypatch.setattr("time.perf_counter", lambda: seconds[-1])
+    step = training_speed.make_step(model, get_profile("original"))
+    ids = torch.ones(2, 8, dtype=torch.long)
+    assert step({"input_ids": ids, "attention_mask": ids, "labels": ids[:, 0]}) == 5.0
+
+
 def test_ours_runs_without_base_dropout_and_the_others_with_it(tiny_shape, monkeypatch):
     import torch
 
-    seen = {name: set() for name in (*PIPELINES, FULL)}
+    seen, first_token_alone = {name: set() for name in (*PIPELINES, FULL)}, {}
 
     def make_step(model, config):
         name = next(names)
 
         def step(inputs, **named):
             seen[name].update(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p != 0.05)
+            last = [m for name, m in model.named_modules() if name.endswith("attention.output")][-1]
+            first_token_alone[name] = bool(last._forward_pre_hooks)
             return 1.0
 
         return step
@@ -119,6 +132,7 @@ def test_ours_runs_without_base_dropout_and_the_others_with_it(tiny_shape, monke
     monkeypatch.setattr(training_speed, "has_fast_bfloat16", lambda: False)
     training_speed.measure_steps(tiny_shape, rounds=1, batches=1)
     assert seen == {name: {0.0} if name in ("ours", FULL) else {0.1} for name in seen}
+    assert first_token_alone == {name: name in ("ours", FULL) for name in seen}
 
 
 def test_full_fine_tuning_moves_every_weight_of_the_base_and_leaves_the_adapters_as_they_were(tiny_shape, tiny_config):

@@ -200,7 +200,9 @@ def test_the_garbage_collector_pauses_for_the_first_loading_alone(monkeypatch):
 def test_a_sealed_checkpoint_can_be_read_by_others(copy):
     """safetensors writes for the owner alone."""
     (copy / "adapter_model.safetensors").chmod(0o600)
+    (copy / "README.md").write_text("PEFT's card, which says nothing")
     seal(copy, {"step": 10})
+    assert not (copy / "README.md").exists()
     assert {path.stat().st_mode for path in copy.iterdir()} == {(copy / "trainer_state.json").stat().st_mode}
 
 
@@ -219,3 +221,5 @@ def test_a_tokenizer_that_the_manifest_does_not_list_is_not_read(tiny_run, tmp_p
     seal(copy, about)
     (copy / "tokenizer.json").write_text("no tokenizer")
     assert "not in the manifest, and not read: tokenizer.json" in verify_checkpoint(copy).notices
+    (copy / ".DS_Store").write_text("left by Finder")
+    assert verify_checkpoint(copy).unlisted == ["tokenizer.json"]

@@ -24,6 +24,7 @@ def test_the_original_profile_is_the_published_recipe():
     assert (c.adam_beta1, c.adam_beta2, c.adam_epsilon, c.weight_decay, c.max_grad_norm) == (0.9, 0.999, 1e-8, 0, 1)
     assert (c.base_revision, c.dataset_revision) == (ROBERTA_BASE_REVISION, AG_NEWS_REVISION)
     assert (c.batch_order, c.warmup_steps, c.lr_scheduler_type) == ("random", 0, "linear")
+    assert (c.mixed_precision, c.max_length, c.base_dropout, c.eval_batch_size) == (False, 512, 0.1, 64)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

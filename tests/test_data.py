@@ -193,6 +193,27 @@ def test_another_number_of_rows_under_the_pinned_commit_is_refused(tmp_path, mon
     assert len(load_split(AG_NEWS, "test", AG_NEWS_REVISION)) == 8
 
 
+def test_classes_of_the_hub_in_another_order_are_refused(tmp_path, monkeypatch):
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    monkeypatch.delenv("AG_NEWS_DIR", raising=False)
+    monkeypatch.setattr(data, "HUB_ROWS", {"test": 8})
+    monkeypatch.setattr(data, "download", lambda *_, **__: tmp_path)
+    rows = {"text": list("abcdefgh"), "label": [0, 1, 2, 3] * 2}
+    for names in (LABELS, LABELS[::-1]):
+        features = Features({"text": Value("string"), "label": ClassLabel(names=list(names))})
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "test.parquet")
+        if names == LABELS:
+            assert load_split(AG_NEWS, "test", AG_NEWS_REVISION)["label"][:] == rows["label"]
+        else:
+            with pytest.raises(InputError, match="to download it again"):
+                load_split(AG_NEWS, "test", AG_NEWS_REVISION)
+
+
+def test_letters_are_compared_case_aside_in_every_alphabet():
+    assert data._letters("Straße 7, ΣΊΣΥΦΟΣ_") == data._letters("STRASSE 7: σίσυφος")
+
+
 def test_a_data_set_of_the_hub_brings_its_validation_rows_as_a_folder_does(tmp_path, monkeypatch):
     for split in ("train", "validation"):
         write_rows(tmp_path / f"{split}.csv", [(label, split, str(i)) for i in range(40) for label in range(1, 5)])

@@ -204,6 +204,8 @@ def test_an_export_of_a_link_finds_its_record_and_its_tokenizer_cuts_by_itself(c
     longest = json.loads((checkpoint / "manifest.json").read_text())["config"]["max_length"]
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     assert tokenizer["truncation"]["max_length"] == longest
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["model_max_length"] == longest and not {"is_local", "local_files_only", "max_length"} & {*settings}
 
 
 def test_an_adapter_for_a_base_of_another_name_names_no_commit_of_the_old_one(checkpoint, tmp_path):

@@ -149,7 +149,7 @@ def test_in_int8_products_are_rounded_and_not_cut_off():
     inputs[:, 0], inputs[:, 1] = 0, 1  # the range of each
     error = Int8Linear(linear)(inputs) - linear(inputs)
     # Cut off, each would lack 0.12; had sums overflowed, half of its value.
-    assert error.abs().max() < 0.06 and error.mean().abs() < 0.01
+    assert error.abs().max() < 0.06 and error.mean().abs() < 0.01 and error.std() < 0.012  # by 7 bits, 0.018
 
 
 @needs_int8
@@ -159,6 +159,7 @@ def test_in_int8_a_token_of_large_values_takes_nothing_from_the_others():
     assert torch.equal(layer(tokens)[1:], alone)
     assert not layer(torch.zeros(2, 64)).sub(layer.bias).any()
     unbiased = torch.nn.Linear(64, 32, bias=False)
+    unbiased.weight.data[0] = 0
     assert torch.allclose(Int8Linear(unbiased)(tokens[1:]), unbiased(tokens[1:]), atol=0.05)
 
 

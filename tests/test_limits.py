@@ -56,6 +56,12 @@ def test_the_temperature_is_fitted_on_validation_rows_alone(monkeypatch):
     assert found["temperature"] == pytest.approx(2.0, rel=0.1) and found["difference"]["ece"] < -0.05
 
 
+@pytest.mark.parametrize("too_sure", [0.3, 4.0])
+def test_temperatures_are_sought_far_from_one(too_sure, monkeypatch):
+    found = fit(monkeypatch, Promising(validation=too_sure, test=too_sure))
+    assert found["temperature"] == pytest.approx(too_sure, rel=0.1)
+
+
 @pytest.mark.parametrize("too_sure", [2.0, 1.0])
 def test_the_temperature_undoes_what_is_too_sure(too_sure, monkeypatch):
     found = fit(monkeypatch, Promising(validation=too_sure, test=too_sure))

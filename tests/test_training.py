@@ -468,6 +468,8 @@ def test_a_warm_up_that_outlasts_the_run_is_said(tiny_config, tmp_path, caplog):
     config = tiny_config.replace(max_steps=4, eval_steps=2, save_steps=2)
     train(config, tmp_path / "short")
     assert "warmup_steps is 5, max_steps 4: the run ends while the learning rate still rises" in caplog.text
+    train(config.replace(warmup_steps=4), tmp_path / "just")
+    assert "warmup_steps is 4, max_steps 4" in caplog.text
     caplog.clear()
     train(config.replace(warmup_steps=3), tmp_path / "enough")
     assert "rises" not in caplog.text
