@@ -24,22 +24,23 @@ def build_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """
     import transformers
     from peft import get_peft_model
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
 
     transformers.set_seed(config.seed)
     base, tokenizer, new_weights = load_base(
         config.base_model, config.base_revision, dropout=config.base_dropout, random=config.random_base,
         or_else=", or use the profile mini, which needs neither (PROFILE=mini)",
     )  # fmt: skip
+    linear = [n for n, module in base.base_model.named_modules() if isinstance(module, (Linear, Conv1D))]
+    if idle := [target for target in config.lora_targets if not any(f".{n}".endswith(f".{target}") for n in linear)]:
+        names = sorted({name.rpartition(".")[2] for name in linear})
+        fault = f"the encoder has no linear layer called {idle[0]!r}{nearest(idle[0], names)}"
+        raise InputError(f"lora_targets {config.lora_targets}: {fault}; there are {', '.join(names)}")
     try:
         model = get_peft_model(base, make_lora_config(config, sorted({name.split(".")[0] for name in new_weights})))
     except ValueError as error:
         raise InputError(f"lora_targets {config.lora_targets}: {first_line(error)}") from error
-    if any(len(getattr(module, "lora_embedding_A", ())) for module in model.modules()):
-        raise InputError(f"lora_targets {config.lora_targets}: an embedding is among them; wanted linear layers")
-    adapted = [f".{name}" for name, module in model.named_modules() if hasattr(module, "lora_A")]
-    if idle := [name for name in config.lora_targets if not any(each.endswith(f".{name}") for each in adapted)]:
-        hint = nearest(idle[0], {name.rpartition(".")[2] for name, _ in base.base_model.named_modules()})
-        raise InputError(f"lora_targets {config.lora_targets}: the encoder has no layer called {idle[0]!r}{hint}")
     # PEFT writes the folder it loaded from; a checkpoint must not carry a path of this machine.
     model.peft_config["default"].base_model_name_or_path = portable_name(config.base_model)
     model.peft_config["default"].target_modules = sorted(config.lora_targets)  # a set would be written in any order

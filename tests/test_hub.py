@@ -195,9 +195,9 @@ def test_the_hubs_absence_is_said_within_two_seconds_with_advice_that_fits(secon
     status, lines = client.execute(code)
     assert status == 0 and len(lines) == 4 and all(reason in line for line in lines), lines
     train, base, other, data = (line.split("); ")[1] for line in lines)  # errors are not buffered
-    assert base == "connect to the Hub, set ROBERTA_BASE_DIR to a folder with its files"
-    assert other == "connect to the Hub, name a folder that holds its files"
-    assert data.startswith("connect to the Hub, set AG_NEWS_DIR to a folder with train.csv")
+    assert base == "connect to the Hub, or set ROBERTA_BASE_DIR to a folder with its files"
+    assert other == "connect to the Hub, or name a folder that holds its files"
+    assert data.startswith("connect to the Hub, or set AG_NEWS_DIR to a folder with train.csv")
     assert train.startswith(base) and "profile mini" in train and not (tmp_path / "run").exists()
 
 
@@ -324,7 +324,7 @@ def test_a_fault_is_one_line_and_the_next_try_succeeds(fault, fresh):
     hub, client, train = fresh
     hub.faults, reason = [replace(FAULTS[fault][0])], FAULTS[fault][1]
     _require_one_line(
-        client.run(*train), 2, rf"could not be loaded \(.*{reason}.*\); connect to the Hub, set \w+_DIR to"
+        client.run(*train), 2, rf"could not be loaded \(.*{reason}.*\); connect to the Hub, or set \w+_DIR to"
     )
     assert any(hub.faults[0].where in request.path for request in hub.log)
     assert not list(client.cache.rglob("*.incomplete"))

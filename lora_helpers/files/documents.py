@@ -48,7 +48,7 @@ def read_documents(
     if suffix not in READERS:
         unknown = f"unknown format {path.suffix!r}, wanted one of {', '.join(READERS)}"
         raise InputError(f"{path}: {WAYS_OUT.get(suffix, unknown)}")
-    columns = Columns(text_columns or (), id_column, labelled)
+    columns = Columns([text_columns] if isinstance(text_columns, str) else text_columns or (), id_column, labelled)
     number = -1
     for number, (where, values) in enumerate(READERS[suffix](path, columns.choose)):
         yield columns.document(number, values, where)

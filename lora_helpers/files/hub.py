@@ -102,7 +102,7 @@ def download(name: str, revision: str | None, patterns: Sequence[str], *, kind: 
         if left:
             return left
         reason = f"{type(error).__name__}: {first_line(error)}"
-        instead = f"{'unset HF_HUB_OFFLINE' if offline else 'connect to the Hub'}, {instead}"
+        instead = f"{'unset HF_HUB_OFFLINE' if offline else 'connect to the Hub'}, or {instead}"
         raise InputError(f"{kind} {name} at {revision} could not be loaded ({reason}); {instead}") from error
 
 
