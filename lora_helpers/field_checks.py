@@ -19,10 +19,7 @@ LARGEST = sys.float_info.max  # beyond it an int, which has no bound, is no floa
 # What a field may take: in words, and as a test, which NaN fails as it fails every comparison.
 RANGES = {
     "name": ("a name", bool),
-    "names": (
-        'one or more names, as in ("query",)',
-        lambda value: all(isinstance(name, str) and name for name in value),
-    ),
+    "names": ('one or more names, as ("query",)', lambda value: all(isinstance(name, str) and name for name in value)),
     "flag": ("true or false", lambda value: value in (True, False)),
     "count": ("at least 1, below 2**31", lambda value: 1 <= value < 2**31),
     # A rank above any layer's width is no longer low, and a mistyped one would fill the memory.
