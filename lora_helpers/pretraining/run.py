@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaConfig, RobertaForMaskedLM, RobertaTokenizer, set_seed
 
 from ..config import get_profile
@@ -60,7 +59,7 @@ def pretrain(config: PretrainingConfig, output_dir: Path, *, resume: bool = Fals
 
 def _train(config: PretrainingConfig, output_dir: Path, work_dir: Path) -> dict:
     facts, splits = environment(), load_ag_news(get_profile(config.profile))
-    tokenizer = train_tokenizer(splits.train["text"][:], config, work_dir / "tokenizer")
+    tokenizer = train_tokenizer(splits.train["text"][:], config)
     cut = {"add_special_tokens": False, "truncation": True, "max_length": config.max_length - 2}
     rows, validation = (tokenizer(part["text"][:], **cut)["input_ids"] for part in (splits.train, splits.validation))
     set_seed(config.seed)
@@ -81,13 +80,11 @@ def _train(config: PretrainingConfig, output_dir: Path, work_dir: Path) -> dict:
     }
 
 
-def train_tokenizer(texts, config: PretrainingConfig, folder: Path):
-    """Byte-level BPE on the training text, as a RoBERTa tokenizer."""
-    bpe, special = ByteLevelBPETokenizer(), list(SPECIAL_TOKENS)
-    bpe.train_from_iterator(texts, vocab_size=config.vocab_size, special_tokens=special, show_progress=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    bpe.save_model(str(folder))
-    return RobertaTokenizer.from_pretrained(folder, model_max_length=config.max_length, trust_remote_code=False)
+def train_tokenizer(texts: list[str], config: PretrainingConfig) -> RobertaTokenizer:
+    """Byte-level BPE on the training text; a pair of symbols that occurs once is not merged."""
+    special = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
+    untrained = RobertaTokenizer(special, model_max_length=config.max_length)
+    return untrained.train_new_from_iterator(texts, config.vocab_size, min_frequency=2, show_progress=False)
 
 
 def build_masked_model(config: PretrainingConfig):
