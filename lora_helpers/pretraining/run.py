@@ -149,10 +149,8 @@ def _count_tokens(batches, steps: int) -> dict[str, int]:
 
 def _export(model, tokenizer, output_dir: Path) -> None:
     """Weights in fp16 (half the size), but a configuration that says float32, so that every loader computes in it."""
-    output_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(output_dir)
     model.to(torch.float16).save_pretrained(output_dir)
-    path = output_dir / "config.json"
-    shape = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
-    write_atomically(path, json.dumps(shape, indent=2, sort_keys=True) + "\n")
-    make_readable([path, output_dir / "model.safetensors"])
+    model.config.dtype = torch.float32
+    model.config.save_pretrained(output_dir)
+    make_readable([output_dir / "config.json", output_dir / "model.safetensors"])
