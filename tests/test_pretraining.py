@@ -1,3 +1,4 @@
+from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -99,11 +100,12 @@ def test_the_losses_are_weighted_as_the_configuration_says(monkeypatch):
     asked = []
     monkeypatch.setattr(trainer, "compute_losses", lambda *_, halves: asked.append(halves) or losses)
     config = replace(SMALL, words_weight=0.5, contrast_weight=0.25)
-    made = SimpleNamespace(config=config, state=SimpleNamespace(global_step=3), sums={}, idf=None)
+    made = SimpleNamespace(config=config, state=SimpleNamespace(global_step=3), losses=defaultdict(list), idf=None)
     for step in (3, 4):
         made.state.global_step = step
         assert trainer.PretrainingTrainer.compute_loss(made, None, {"rows": []}).item() == 1 + 5 + 25
-    assert asked == [True, False] and made.sums == {"masked": 2.0, "words": 20.0, "contrast": 200.0}
+    assert asked == [True, False]
+    assert made.losses == {"masked": [1.0, 1.0], "words": [10.0, 10.0], "contrast": [100.0, 100.0]}
 
 
 def test_losses_are_means_of_their_steps_and_evaluations_mask_the_same_tokens(rows, tmp_path):
@@ -114,16 +116,13 @@ def test_losses_are_means_of_their_steps_and_evaluations_mask_the_same_tokens(ro
     first = made.evaluate()
     torch.rand(3)  # what training draws meanwhile has no say
     assert made.evaluate() == first and made.model.training and {"eval_masked_loss", "eval_words_loss"} <= first.keys()
-    made.state.global_step, made.sums = 10, {"masked": 30.0, "words": 50.0, "contrast": 10.0}
+    losses = {"masked": [3.0] * 10, "words": [4.0, 6.0] * 5, "contrast": [2.0] * 5}  # halves every other step
+    made.losses.update({name: list(map(torch.tensor, each)) for name, each in losses.items()})
     made.state.log_history.append({"seconds": 1000.0})  # of before it was stopped
     logs = {"loss": 1.0}
     made.log(logs)
-    assert [logs[f"{name}_loss"] for name in ("masked", "words", "contrast")] == [
-        3.0,
-        5.0,
-        2.0,
-    ]  # halves every other step
-    assert 1000 < logs["seconds"] < 1600 and made.sums == {}
+    assert [logs[f"{name}_loss"] for name in ("masked", "words", "contrast")] == [3.0, 5.0, 2.0]
+    assert 1000 < logs["seconds"] < 1600 and not made.losses
 
 
 def test_a_base_is_written_in_float16_and_read_in_float32(tmp_path):

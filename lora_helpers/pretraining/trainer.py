@@ -5,10 +5,9 @@ trains `<s>`, and the classification head reads nothing else); and, in every sec
 belong to one document by their `<s>` vectors.
 """
 
-from __future__ import annotations
-
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +58,7 @@ class PretrainingTrainer(Trainer):
             report_to="none",
         )
         super().__init__(model, arguments, train_dataset=rows, eval_dataset=validation)
-        self.config, self.sums, self.lap = config, {}, time.monotonic()
+        self.config, self.losses, self.lap = config, defaultdict(list), time.monotonic()
         self.batches = TokenBudgetBatches([len(row) + 2 for row in rows], config.batch_tokens, config.seed)
         self.quiz = batches_by_tokens([len(row) + 2 for row in validation], config.batch_tokens)
         self.idf = torch.from_numpy(idf).to(arguments.device)
@@ -74,19 +73,17 @@ class PretrainingTrainer(Trainer):
         config, halves = self.config, self.state.global_step % 2 == 1
         found = compute_losses(model, inputs["rows"], self.idf, config, halves=halves)
         for name, loss in found.items():
-            self.sums[name] = self.sums.get(name, 0.0) + loss.detach()  # a number would wait for the GPU at every step
+            self.losses[name].append(loss.detach())  # a number would wait for the GPU at every step
         loss = found["masked"] + config.words_weight * found["words"]
         return loss + config.contrast_weight * found.get("contrast", 0.0)
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            step, every = self.state.global_step, self.config.eval_steps
-            steps = {"masked": every, "words": every, "contrast": step // 2 - (step - every) // 2}
             before = max((row.get("seconds", 0.0) for row in self.state.log_history), default=0.0)
             logs["seconds"] = before + time.monotonic() - self.lap
             self.lap = time.monotonic()
-            logs |= {f"{name}_loss": float(total) / steps[name] for name, total in self.sums.items()}
-            self.sums = {}
+            logs |= {f"{name}_loss": torch.stack(each).mean().item() for name, each in self.losses.items()}
+            self.losses.clear()
         super().log(logs, start_time)
 
     def evaluate(self, *arguments, **named):
@@ -101,5 +98,4 @@ class PretrainingTrainer(Trainer):
             self.model.train()
         metrics = {f"eval_{name}_loss": float(np.mean([found[name].item() for found in each])) for name in each[0]}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
