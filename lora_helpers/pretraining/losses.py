@@ -30,16 +30,15 @@ def compute_losses(model, documents: list[list[int]], idf, config: PretrainingCo
     device = model.device
     parts = _cut_in_halves(documents) if halves else documents
     inputs = pad([[BOS, *part, EOS] for part in parts], PAD)
-    ids = inputs.pop("input_ids")
-    noisy, masked = mask_tokens(ids, config.mask_share)
+    ids = inputs["input_ids"]
+    inputs["input_ids"], masked = mask_tokens(ids, config.mask_share)
     # All is drawn and counted on the CPU: asking a GPU which tokens are masked would wait for it.
     places, wanted = masked.flatten().nonzero()[:, 0].to(device), ids[masked].to(device)
     words = pad(documents, PAD)["input_ids"].to(device)
     copies = (2 if halves else 1, 1)
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        hidden = model.roberta(
-            input_ids=noisy.to(device), **{name: tensor.to(device) for name, tensor in inputs.items()}
-        ).last_hidden_state  # <float32>[rows, longest, hidden]
+        hidden = model.roberta(**inputs).last_hidden_state  # <float32>[rows, longest, hidden]
         guessed = model.lm_head(hidden.flatten(0, 1)[places])
         told = model.lm_head(hidden[:, 0])
     found = {"masked": functional.cross_entropy(guessed.float(), wanted)}

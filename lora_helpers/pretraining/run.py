@@ -103,8 +103,7 @@ def build_masked_model(config: PretrainingConfig):
 
 def count_words(rows: list[list[int]], vocab_size: int):
     """TF-IDF of documents of token ids: a sparse matrix <float64>[documents, vocabulary], and idf <float32>[vocabulary]."""
-    named = {"analyzer": list, "vocabulary": range(vocab_size), "lowercase": False}
-    weighting = TfidfVectorizer(**named, sublinear_tf=True)
+    weighting = TfidfVectorizer(analyzer=list, vocabulary=range(vocab_size), lowercase=False, sublinear_tf=True)
     return weighting.fit_transform(rows), (weighting.idf_ - 1).astype(np.float32)
 
 
