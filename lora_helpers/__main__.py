@@ -158,9 +158,9 @@ def figures(run_dirs, output_dir) -> None:
         raise InputError(f"{mine[0]} is called like a committed run, whose figures it would replace; give --output-dir")
     files = [path for kinds in draw_figures(run_dirs, output_dir).values() for path in kinds.values()]
     if not run_dirs:
-        from .evidence.rebuild import draw
+        from .evidence.plots import draw_all
 
-        files = draw(output_dir)
+        files = draw_all(output_dir)
     print(*files, sep="\n")
 
 

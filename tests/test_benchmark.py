@@ -239,9 +239,10 @@ def test_differences_are_paired_by_seed():
 def test_the_figure_shows_every_pipeline_of_roberta_base():
     rows = [{"model": "roberta-base", "pipeline": name, "examples_per_second": 1.0} for name in PIPELINES]
     other = [{"model": "roberta-mini", "pipeline": "ours", "examples_per_second": 99.0}]
-    axes = plots.draw_throughput({"rows": rows + other}).axes[0]
+    machine = {"processor": "Zen 4", "cores": 2}
+    axes = plots.draw_throughput({"bench": {"rows": rows + other, "environment": machine}}).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(PIPELINES)
-    assert axes.get_xlim()[1] < 2
+    assert axes.get_xlim()[1] < 2 and axes.get_xlabel() == "examples a second (Zen 4, 2 cores)"
 
 
 def test_the_figure_of_the_studies_has_a_panel_a_question_and_shows_which_intervals_exclude_nothing():
@@ -264,8 +265,8 @@ def test_the_figure_of_the_studies_has_a_panel_a_question_and_shows_which_interv
 
 def test_the_figure_of_labels_shows_every_seed():
     def make_size(rows, *accuracies):
-        runs = [{"accuracy": value, "linear": {"accuracy": value - 0.1}} for value in accuracies]
-        return {"rows": rows, "runs": runs}
+        arms = {"LoRA": accuracies, "linear model": [value - 0.1 for value in accuracies]}
+        return {"rows": rows, "arms": {arm: {"test_accuracy": values} for arm, values in arms.items()}}
 
     sizes = [make_size(500, 0.7, 0.8), make_size(2000, 0.8, 0.9)]
     axes = plots.draw_label_counts({"label-counts": {"sizes": sizes}}).axes[0]

@@ -1,11 +1,15 @@
-"""Figures of the evidence, from its records alone; `draw` in `rebuild` saves them."""
+"""Figures of the evidence, from its records alone: each function in `FIGURES` takes all of it, by part."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..figures import BLUE, GREEN, GREY, ORANGE, SMALL, make_axes
+from ..architecture import draw_roberta_base
+from ..figures import BLUE, GREEN, GREY, ORANGE, SMALL, draw_figures, make_axes, save
+from ..records import committed_runs, read_evidence
 
 QUESTIONS = {  # parts, where they were run, and what they ask
     "batch-sizes": "smaller batches",
@@ -15,13 +19,24 @@ QUESTIONS = {  # parts, where they were run, and what they ask
 }
 
 
-def draw_throughput(record: dict) -> Figure:
-    """Examples a second of a training step of roberta-base by pipeline, from the evidence `bench` alone."""
-    rates = {row["pipeline"]: row["examples_per_second"] for row in record["rows"] if row["model"] == "roberta-base"}
+def draw_all(output_dir: Path) -> list[Path]:
+    """Every figure of the committed runs and of the evidence; returns the files."""
+    runs, evidence, files = draw_figures(committed_runs(), output_dir), read_evidence(), []
+    for name, (draw, *parts) in FIGURES.items():
+        files.append(Path(output_dir) / f"{name}.png")
+        save(draw(evidence), files[-1], f"evidence {', '.join(parts)}", evidence[parts[-1]]["environment"])
+    return [draw_roberta_base(output_dir), *(path for drawn in runs.values() for path in drawn.values()), *files]
+
+
+def draw_throughput(evidence: dict) -> Figure:
+    """Examples a second of a training step of roberta-base by pipeline."""
+    rows, machine = evidence["bench"]["rows"], evidence["bench"]["environment"]
+    rates = {row["pipeline"]: row["examples_per_second"] for row in rows if row["model"] == "roberta-base"}
     figure, axes = make_axes(size=(6.4, 2.6))
     bars = axes.barh(list(rates), rates.values(), color=[GREEN if n.startswith("ours") else GREY for n in rates])
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set(xlabel="examples a second", title="A step at roberta-base's shape", xlim=(0, 1.15 * max(rates.values())))
+    axes.set(title="A step at roberta-base's shape", xlim=(0, 1.15 * max(rates.values())))
+    axes.set_xlabel(f"examples a second ({machine['processor']}, {machine['cores']} cores)")
     axes.invert_yaxis()
     return figure
 
@@ -50,38 +65,35 @@ def draw_studies(evidence: dict) -> Figure:
 
 
 def draw_learning_rates(evidence: dict) -> Figure:
-    """Validation accuracy of `mini-agnews` by learning rate: mean and range over seeds."""
-    figure, axes = make_axes(size=(6.4, 3.4))
+    """Validation accuracy of `mini-agnews` by learning rate."""
     arms = evidence["learning-rates"]["variants"]
     rates = {float(name): arms[name]["validation_accuracy"] for name in sorted(arms, key=float)}
-    _plot_ranges(axes, rates, "{:g}", color=BLUE, marker="o")
-    axes.set(
-        xlabel="learning rate at its peak",
-        ylabel="share of validation rows right",
-        title="Mean and range by learning rate",
-    )
-    return figure
+    return _draw_ranges({"LoRA": rates}, "{:g}", "learning rate at its peak", "validation")
 
 
 def draw_label_counts(evidence: dict) -> Figure:
     """Test accuracy by the number of labelled training rows, of `mini-agnews` and of a linear model on the same rows."""
-    study, figure, axes = evidence["label-counts"], *make_axes()
-    lora = {size["rows"]: [run["accuracy"] for run in size["runs"]] for size in study["sizes"]}
-    linear = {size["rows"]: [run["linear"]["accuracy"] for run in size["runs"]] for size in study["sizes"]}
-    _plot_ranges(axes, lora, "{:,}", color=BLUE, marker="o", label="LoRA")
-    _plot_ranges(axes, linear, "{:,}", color=ORANGE, marker="s", label="linear model")
-    axes.set(
-        xlabel="labelled training rows", ylabel="share of test rows right", title="Mean and range by labelled rows"
-    )
+    sizes = evidence["label-counts"]["sizes"]
+    arms = {arm: {size["rows"]: size["arms"][arm]["test_accuracy"] for size in sizes} for arm in sizes[0]["arms"]}
+    return _draw_ranges(arms, "{:,}", "labelled training rows", "test")
+
+
+def _draw_ranges(arms: dict[str, dict[float, list[float]]], form: str, varied: str, split: str) -> Figure:
+    """Accuracies of each arm by what is varied, on a logarithmic axis, where they are named in `form`."""
+    figure, axes = make_axes()
+    for (arm, values), color, marker in zip(arms.items(), (BLUE, ORANGE), "os", strict=False):
+        axes.plot(values.keys(), [np.mean(each) for each in values.values()], color=color, marker=marker, label=arm)
+        axes.vlines(values.keys(), *([end(each) for each in values.values()] for end in (min, max)), color=color)
+    axes.set(xlabel=varied, ylabel=f"share of {split} rows right", title="Mean and range over seeds", xscale="log")
+    axes.set_xticks(list(values), map(form.format, values))
+    axes.minorticks_off()
     axes.legend(loc="lower right", fontsize=SMALL)
     return figure
 
 
-def _plot_ranges(axes, values: dict[float, list[float]], form: str, **look) -> None:
-    """Mean and range of the values at each place of a logarithmic axis, which is named there in `form`."""
-    axes.plot(list(values), [np.mean(each) for each in values.values()], **look)
-    ends = ([end(each) for each in values.values()] for end in (min, max))
-    axes.vlines(list(values), *ends, color=look["color"])
-    axes.set_xscale("log")
-    axes.set_xticks(list(values), map(form.format, values))
-    axes.minorticks_off()
+FIGURES = {  # what draws it, and the parts that it shows; the last says by what code
+    "throughput": (draw_throughput, "bench"),
+    "studies": (draw_studies, *QUESTIONS),
+    "learning-rates": (draw_learning_rates, "learning-rates"),
+    "label-counts": (draw_label_counts, "label-counts"),
+}

@@ -16,19 +16,18 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..architecture import draw_roberta_base
 from ..checkpoints import WEIGHTS, list_checkpoints, step_of
 from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
 from ..data import COMMITTED_ROWS, load_ag_news, load_split, row_marks
 from ..environment import environment, trains_on_gpu
 from ..errors import InputError
-from ..figures import draw_figures, save
+from ..figures import draw_figures
 from ..files.manifests import hash_file, read_manifest, seal
 from ..files.places import CHECKPOINTS, REPOSITORY, RUNS
 from ..inference import evaluate_classifier
-from ..records import committed_runs, read_evidence, read_record, write_evidence
+from ..records import committed_runs, read_record, write_evidence
 from . import study
-from .plots import QUESTIONS, draw_label_counts, draw_learning_rates, draw_studies, draw_throughput
+from .plots import draw_all
 
 logger = logging.getLogger(__name__)
 
@@ -128,23 +127,6 @@ def time_notebook() -> dict:
     return {"seconds": time.monotonic() - began, "peak_memory_mib": peak}
 
 
-def draw(output_dir: Path = FIGURES_FOLDER) -> list[Path]:
-    """Every figure of the committed runs and of the evidence; returns the files."""
-    runs = [path for files in draw_figures(committed_runs(), output_dir).values() for path in files.values()]
-    evidence = read_evidence()
-    machine, latest = evidence["bench"]["environment"], evidence["rivals"]["environment"]
-    source = f"evidence bench, {machine['processor']}, {machine['cores']} cores"
-    drawn = {"throughput": (draw_throughput(evidence["bench"]), source, machine)}
-    drawn["studies"] = draw_studies(evidence), f"evidence {', '.join(QUESTIONS)}", latest
-    rates, labels = (evidence[part]["environment"] for part in ("learning-rates", "label-counts"))
-    drawn["learning-rates"] = draw_learning_rates(evidence), "evidence learning-rates", rates
-    drawn["label-counts"] = draw_label_counts(evidence), "evidence label-counts", labels
-    files = {Path(output_dir) / f"{name}.png": each for name, each in drawn.items()}
-    for file, (figure, *about) in files.items():
-        save(figure, file, *about)
-    return [draw_roberta_base(output_dir), *runs, *files]
-
-
 def _replace(target: Path, fresh: Path, card: str = "") -> None:
     """Put a finished folder in the place of a committed one, which keeps its card; the first gets `card`."""
     before, old = target / "README.md", fresh.with_name(f"{fresh.name}-replaced")
@@ -200,7 +182,7 @@ PARTS = {
     "gpu-compiled": partial(_load_and_run, "gpu", "time_batch_sizes", compiled=True),
     "mpnet-studies": partial(study.run_study, study.AT_FULL_SIZE, profile="mpnet-base", seeds=study.SEEDS, tested=True),
     "mpnet-rivals-seeds": partial(_load_and_run, "rivals", "measure_full_size"),
-    "figures": draw,
+    "figures": partial(draw_all, FIGURES_FOLDER),
 }
 # Run only if named: what committed runs rest on, and what takes hours or a GPU.
 OF_MPNET = ("mpnet-rates", "mpnet-resumed", "mpnet-rivals", "mpnet-int8")
