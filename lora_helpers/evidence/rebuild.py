@@ -38,13 +38,12 @@ CARD = Path(__file__).parent / "card.md"  # of a profile's first run; `report` f
 
 
 def rebuild(parts: list[str]) -> None:
-    """Run the named parts; if none is named, the committed profiles and whatever else is not in `NAMED_ALONE`."""
+    """Run the named parts; if none is named, the committed profiles and what is in `BY_DEFAULT`."""
     if unknown := [part for part in parts if part not in PARTS]:
         raise InputError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    if (on_gpu := {*parts} & {*ON_GPU}) and not trains_on_gpu():
+    if (on_gpu := ON_GPU.keys() & parts) and not trains_on_gpu():
         raise InputError(f"{', '.join(sorted(on_gpu))}: measured on a GPU with CUDA, and there is none that works")
-    left_out = {*NAMED_ALONE, *PROFILES} - {run.name for run in committed_runs()}
-    for part in parts or [part for part in PARTS if part not in left_out]:
+    for part in parts or [*(run.name for run in committed_runs()), *BY_DEFAULT]:
         logger.info("evidence: %s", part)
         facts = environment()  # of the code that is about to compute
         result = PARTS[part]()
@@ -144,36 +143,40 @@ def _load_and_run(module: str, function: str, *arguments, **named):
     return getattr(import_module(f".{module}", __package__), function)(*arguments, **named)
 
 
-PARTS = {
-    "base": rebuild_base,
-    **{profile: partial(rerun_profile, profile) for profile in PROFILES},
-    "rows": list_rows,
+BY_DEFAULT = {
     "mini-seeds": partial(study.repeat_seeds, "mini", study.MORE_SEEDS),
-    "mini-agnews-seeds": partial(study.repeat_seeds, "mini-agnews", study.MORE_SEEDS),
-    "batch-sizes": partial(study.run_study, study.BATCH_SIZES),
-    "mpnet-rates": study.choose_rate,
-    "mpnet-resumed": partial(resume_again, "mpnet-base"),
-    "ablations": partial(study.run_study, study.ABLATIONS),
-    "places": partial(study.run_study, study.PLACES),
-    "ranks": partial(study.run_study, study.RANKS, seeds=study.SEEDS),
-    "learning-rates": partial(study.run_study, study.LEARNING_RATES, seeds=study.SEEDS[:2]),
-    "arithmetic": study.compare_arithmetic,
-    # Controls: a permutation of the labels a seed; a base of random weights.
+    # A control: a permutation of the labels a seed.
     "shuffled-labels": partial(study.repeat_seeds, "mini", shuffled_labels=True),
-    "random-base": partial(study.run_study, study.BASES, seeds=study.SEEDS[:2]),
     "baselines": partial(_load_and_run, "baselines", "measure_baselines"),
-    "rivals": partial(_load_and_run, "rivals", "measure_rivals"),
-    "mpnet-rivals": partial(_load_and_run, "rivals", "measure_rivals", "mpnet-base", {"head alone": (42,)}),
-    "label-counts": partial(_load_and_run, "rivals", "count_labels"),
     "contradictions": partial(_load_and_run, "limits", "count_contradictions"),
     "temperature": partial(_load_and_run, "limits", "fit_temperature"),
     "transfer": transfer,
     "prediction-speed": time_file,
     "growth": partial(_load_and_run, "prediction_speed", "measure_growth"),
     "int8": partial(_load_and_run, "prediction_speed", "compare_precisions"),
-    "mpnet-int8": partial(_load_and_run, "prediction_speed", "compare_precisions", "mpnet-base", 1),
     "bench": partial(_load_and_run, "training_speed", "run_benchmark"),
     "notebook": time_notebook,
+    "figures": partial(draw_all, FIGURES_FOLDER),
+}
+NAMED_ALONE = {  # what committed runs rest on, and what takes hours
+    "base": rebuild_base,
+    "rows": list_rows,
+    "mini-agnews-seeds": partial(study.repeat_seeds, "mini-agnews", study.MORE_SEEDS),
+    "batch-sizes": partial(study.run_study, study.BATCH_SIZES),
+    "ablations": partial(study.run_study, study.ABLATIONS, seeds=study.SEEDS),
+    "arithmetic": study.compare_arithmetic,
+    "places": partial(study.run_study, study.PLACES),
+    "ranks": partial(study.run_study, study.RANKS, seeds=study.SEEDS),
+    "learning-rates": partial(study.run_study, study.LEARNING_RATES, seeds=study.SEEDS[:2]),
+    "random-base": partial(study.run_study, study.BASES, seeds=study.SEEDS[:2]),
+    "label-counts": partial(_load_and_run, "rivals", "count_labels"),
+    "rivals": partial(_load_and_run, "rivals", "measure_rivals"),
+    "mpnet-rivals": partial(_load_and_run, "rivals", "measure_rivals", "mpnet-base", {"head alone": (42,)}),
+    "mpnet-rates": study.choose_rate,
+    "mpnet-resumed": partial(resume_again, "mpnet-base"),
+    "mpnet-int8": partial(_load_and_run, "prediction_speed", "compare_precisions", "mpnet-base", 1),
+}
+ON_GPU = {
     "gpu-devices": partial(_load_and_run, "gpu", "compare_devices"),
     "gpu-repeated": partial(_load_and_run, "gpu", "repeat_runs"),
     "gpu-headline": partial(_load_and_run, "gpu", "time_headline"),
@@ -182,11 +185,5 @@ PARTS = {
     "gpu-compiled": partial(_load_and_run, "gpu", "time_batch_sizes", compiled=True),
     "mpnet-studies": partial(study.run_study, study.AT_FULL_SIZE, profile="mpnet-base", seeds=study.SEEDS, tested=True),
     "mpnet-rivals-seeds": partial(_load_and_run, "rivals", "measure_full_size"),
-    "figures": partial(draw_all, FIGURES_FOLDER),
 }
-# Run only if named: what committed runs rest on, and what takes hours or a GPU.
-OF_MPNET = ("mpnet-rates", "mpnet-resumed", "mpnet-rivals", "mpnet-int8")
-ON_GPU = (*(part for part in PARTS if part.startswith("gpu-")), "mpnet-rivals-seeds", "mpnet-studies")
-STUDIES = ("ablations", "places", "ranks", "learning-rates", "label-counts", "batch-sizes", "random-base", "rivals")
-HOURS = (*STUDIES, "mini-agnews-seeds", *OF_MPNET)
-NAMED_ALONE = ("base", "rows", *HOURS, *ON_GPU)
+PARTS = {profile: partial(rerun_profile, profile) for profile in PROFILES} | BY_DEFAULT | NAMED_ALONE | ON_GPU
