@@ -214,34 +214,34 @@ def test_a_study_pairs_its_arms_by_seed(folders, monkeypatch):
     monkeypatch.setattr(study, "train", fake_train)
     arms = {"ours": {}, "random-order": {"batch_order": "random"}}
     found = study.run_study(arms, seeds=(1, 2, 3))
-    assert found["seeds"] == [1, 2, 3] and found["code"] == ["code aaaaaaaaaa, not committed"]
+    made = [(run["seed"], run["code"]) for run in found["variants"]["ours"]["runs"]]
+    assert made == [(seed, "code aaaaaaaaaa, not committed") for seed in (1, 2, 3)]
     assert found["variants"]["random-order"]["difference"] == pytest.approx(0.01)
     assert found["variants"]["random-order"]["interval"] == pytest.approx([0.01, 0.01])
     ours = found["variants"]["ours"]
     assert (ours["mean"], ours["std"]) == pytest.approx((0.902, 0.001))  # n - 1: with n it would be 0.0008
 
 
-def test_arithmetic_is_compared_by_the_seeds_of_two_studies_and_their_machines_are_named(monkeypatch):
-    def make_study(device, **accuracies):
-        variants = {arm: {"validation_accuracy": values} for arm, values in accuracies.items()}
-        return {"variants": variants, "environment": {"device": device}}
+def test_arithmetic_is_compared_with_the_same_seeds_that_a_gpu_trained(monkeypatch):
+    def run_seeds(profile, seeds, **fields):
+        assert fields == {"tested": False, "eval_steps": 2400, "save_steps": 2400}
+        return [{"seed": seed, "validation_accuracy": 0.92 + (seed - 42) / 100} for seed in seeds]
 
-    on_cpu = make_study("CPU, 2 threads", **{"ours": [0.92, 0.93, 0.94], "random-order": [0.1, 0.1, 0.1]})
-    on_gpu = make_study("NVIDIA H200", **{"on query": [0.91, 0.92, 0.93], "on key": [0.1, 0.1, 0.1]})
-    monkeypatch.setattr(study, "read_evidence", lambda: {"ablations": on_cpu, "places": on_gpu})
+    variants = {"on query": {"validation_accuracy": [0.91, 0.92, 0.93, 0.94, 0.95]}, "on key": {}}
+    monkeypatch.setattr(study, "run_seeds", run_seeds)
+    monkeypatch.setattr(study, "read_evidence", lambda: {"places": {"variants": variants}})
     found = rebuild.PARTS["arithmetic"]()
-    assert found["devices"] == {"float32": "CPU, 2 threads", "bfloat16": "NVIDIA H200"}
-    assert found["variants"]["float32"]["mean"] == pytest.approx(0.93)
+    assert found["variants"]["float32"]["mean"] == pytest.approx(0.94)
     assert found["variants"]["bfloat16"]["difference"] == pytest.approx(0.01)  # float32 is ahead
 
 
-def test_seeds_have_a_mean_and_a_standard_deviation_on_either_split(monkeypatch):
+def test_seeds_have_a_mean_and_a_standard_deviation(monkeypatch):
     rows = [{"test_accuracy": test, "validation_accuracy": other} for test, other in ((0.80, 0.7), (0.84, 0.9))]
     monkeypatch.setattr(study, "run_seeds", lambda *asked, **fields: rows if asked == ("mini", (42, 43, 44)) else [])
     assert study.repeat_seeds("mini") == {
         "runs": rows,
-        **{"test_mean": pytest.approx(0.82), "test_std": pytest.approx(0.02 * 2**0.5)},
-        **{"validation_mean": pytest.approx(0.8), "validation_std": pytest.approx(0.1 * 2**0.5)},
+        "test_mean": pytest.approx(0.82),
+        "test_std": pytest.approx(0.02 * 2**0.5),
     }
 
 
@@ -258,22 +258,23 @@ def test_the_committed_run_is_a_seed_of_its_profile_alone(monkeypatch):
     assert made == [(43, False, "mini-seed=43"), (42, True, "mini-shuffled_labels=True")]
 
 
-def test_a_study_that_is_tested_keeps_its_runs_by_arm(monkeypatch):
-    asked = []
+def test_a_study_keeps_its_runs_by_arm_and_tests_them_if_asked(monkeypatch):
+    asked, tests = [], []
 
-    def fake_seeds(profile, seeds, **fields):
+    def fake_seeds(profile, seeds, *, tested, **fields):
         asked.append(get_profile(profile, **fields))
-        row = {"code": "code", "test_predictions": "1"}
-        return [row | {"seed": seed, "validation_accuracy": 0.9 + seed / 1000} for seed in seeds]
+        tests.append(tested)
+        return [{"seed": seed, "validation_accuracy": 0.9 + seed / 1000} for seed in seeds]
 
     monkeypatch.setattr(study, "run_seeds", fake_seeds)
     arms = {"ours": {}, "batches of 32": {"batch_size": 32}}
-    found = study.run_study(arms, profile="mpnet-base", seeds=(1, 2), tested=True)
+    for tested in (True, False):
+        found = study.run_study(arms, profile="mpnet-base", seeds=(1, 2), tested=tested)["variants"]
+        assert [[row["seed"] for row in arm["runs"]] for arm in found.values()] == [[1, 2]] * 2
+        assert found["ours"]["validation_accuracy"] == [0.901, 0.902]
     ends = {"eval_steps": (2400, 250), "save_steps": (2400, 500)}
     changed = [each.differences(get_profile("mpnet-base").to_dict()) for each in asked]
-    assert changed == [ends, ends | {"batch_size": (32, 16)}]
-    kept = [[(row["seed"], "test_predictions" in row) for row in arm["runs"]] for arm in found["variants"].values()]
-    assert kept == [[(1, True), (2, False)]] * 2
+    assert changed == [ends, ends | {"batch_size": (32, 16)}] * 2 and tests == [True, True, False, False]
 
 
 def test_a_row_of_a_seed_says_how_many_labels_it_saw(monkeypatch):

@@ -48,22 +48,21 @@ def test_the_head_on_kept_vectors_ends_as_the_trainers_with_adapters_held_at_not
 def test_few_labels_are_drawn_by_class_and_the_linear_model_sees_the_same(tmp_path, monkeypatch):
     for module in (rivals, study):
         monkeypatch.setattr(module, "RUNS", tmp_path)
-    monkeypatch.setattr(rivals, "get_profile", lambda name, **changes: get_profile(name, **SHORT | changes))
+        monkeypatch.setattr(module, "get_profile", lambda name, **changes: get_profile(name, **SHORT | changes))
     monkeypatch.setattr(rivals, "SEEDS", (42, 43))
     monkeypatch.setattr(baselines, "STRENGTHS", {"linear SVM": (1.0,), "logistic regression": (3.0,)})
     found = rivals.count_labels("mini", (40, 400))
     drawn = [load_split(str(tmp_path / f"mini-40-rows-{seed}"), "train") for seed in (42, 43)]
     assert [[rows["label"][:].count(label) for label in range(4)] for rows in drawn] == [[10] * 4] * 2
     assert len({*drawn[0]["text"][:], *drawn[1]["text"][:]}) > 60
-    few, many = found["sizes"]
-    assert [run["linear"]["train_rows"] for run in few["runs"]] == [40, 40]
-    assert many["runs"][0]["linear"]["accuracy"] > few["runs"][0]["linear"]["accuracy"]
-    for run in few["runs"] + many["runs"]:
-        for model in (run, run["linear"]):
-            right = from_digits(model["predictions"]) == from_digits(found["labels"])
-            assert model["accuracy"] == np.mean(right)
+    (few, few_linear), (_, many_linear) = ([arm["runs"] for arm in size["arms"].values()] for size in found["sizes"])
+    assert [run["labelled_rows"] for run in few + few_linear] == [40] * 4
+    assert many_linear[0]["test_accuracy"] > few_linear[0]["test_accuracy"]
+    for run in few + few_linear:
+        right = from_digits(run["test_predictions"]) == from_digits(found["labels"])
+        assert run["test_accuracy"] == np.mean(right)
     monkeypatch.setattr("lora_helpers.training.trainer.make_trainer", None)  # trained and scored once
-    monkeypatch.setattr(study, "score_on_test", None)
+    monkeypatch.setattr(study, "Classifier", None)
     assert rivals.count_labels("mini", (40, 400)) == found
 
 

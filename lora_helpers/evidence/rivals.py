@@ -41,7 +41,7 @@ from ..files.manifests import write_atomically
 from ..files.places import RUNS
 from ..training.arguments import Plan, make_arguments, restored_precision
 from .baselines import fit_linear, rows_in_batches
-from .study import MORE_SEEDS, SEEDS, at_its_end, compare_arms, run_folder, run_seeds, train_and_test
+from .study import MORE_SEEDS, SEEDS, at_its_end, compare_runs, run_folder, run_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +80,13 @@ def measure_rivals(
         tried[arm] = [{key: each[key] for key in ("learning_rate", "validation_accuracy")} for each in runs]
         best = max(tried[arm], key=lambda row: row["validation_accuracy"])["learning_rate"]
         arms[arm] = [run(config.replace(learning_rate=best, seed=seed)) for seed in its_seeds]
-    compared = compare_arms({arm: [each["validation_accuracy"] for each in runs] for arm, runs in arms.items()})
     labels = {part: to_digits(rows[part]["labels"][:]) for part in ("validation", "test")}
     found = {"profile": profile, "labels": labels, "tried": tried}
     if with_probes:
         for part, each in embed_by_counts({part: each["text"][:] for part, each in parts.items()}).items():
             vectors[part]["LSA"] = each
         found["probes"] = probe(vectors, {part: each["labels"][:] for part, each in rows.items()}, seen[config.seed])
-    return found | {"arms": {arm: compared[arm] | {"runs": runs} for arm, runs in arms.items()}}
+    return found | {"arms": compare_runs(arms)}
 
 
 def measure_full_size(profile: str = "mpnet-base") -> dict:
@@ -101,21 +100,19 @@ def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 20
     config, found = get_profile(profile), []
     splits, test = load_ag_news(config), load_split(config.dataset, "test", config.dataset_revision)
     for size in sizes:
-        runs = []
+        runs = {"LoRA": [], "linear model": []}
         for seed in SEEDS:
             part = splits.train.train_test_split(train_size=size, seed=seed, stratify_by_column="label")["train"]
             folder = RUNS / f"{profile}-{size}-rows-{seed}"
             folder.mkdir(parents=True, exist_ok=True)
             for split, rows in (("train", part), ("validation", splits.validation), ("test", test)):
                 rows.to_parquet(folder / f"{split}.parquet")
-            its = get_profile(profile, dataset=str(folder), seed=seed, **at_its_end(config))
-            scores = train_and_test(its, run_folder(its))["test"]
+            runs["LoRA"] += run_seeds(profile, (seed,), dataset=str(folder), **at_its_end(config))
             linear = fit_linear(replace(splits, train=part), test)
-            kept = {key: scores[key] for key in ("accuracy", "predictions")}
-            runs.append({"seed": seed, **kept, "linear": linear["all_rows"] | {"chosen": linear["chosen"]}})
-        arms = {"LoRA": runs, "linear model": [row["linear"] for row in runs]}
-        accuracies = {arm: [row["accuracy"] for row in rows] for arm, rows in arms.items()}
-        found.append({"rows": size, "runs": runs, "arms": compare_arms(accuracies, "test_accuracy")})
+            its = {f"test_{key}": linear["all_rows"][key] for key in ("accuracy", "predictions")}
+            its |= {"labelled_rows": linear["all_rows"]["train_rows"], "chosen": linear["chosen"]}
+            runs["linear model"].append({"seed": seed} | its)
+        found.append({"rows": size, "arms": compare_runs(runs, "test_accuracy")})
     return {"profile": profile, "labels": to_digits(test["label"][:]), "sizes": found}
 
 

@@ -7,6 +7,7 @@ finished; so each row says which code trained it. `rebuild` records each study a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,24 +57,19 @@ def at_its_end(config: RunConfig) -> dict[str, int]:
 def run_study(
     arms: dict[str, dict], *, profile: str = "mini-agnews", seeds: Sequence[int] = MORE_SEEDS, tested: bool = False
 ) -> dict:
-    """Validation accuracy of every arm and seed, and how each arm compares with the first; see `compare_arms`. If `tested`,
-    also the runs of every arm with their scores on the test split."""
-    runs, ends = {}, at_its_end(get_profile(profile))
-    for arm, fields in arms.items():
-        if tested:
-            runs[arm] = run_seeds(profile, seeds, **ends, **fields)
-        else:
-            runs[arm] = [train_once(get_profile(profile, seed=seed, **ends, **fields)) for seed in seeds]
-    found = compare_arms({arm: [row["validation_accuracy"] for row in rows] for arm, rows in runs.items()})
-    if tested:
-        found = {arm: found[arm] | {"runs": rows} for arm, rows in runs.items()}
-        for row in (row for rows in runs.values() for row in rows[1:]):
-            del row["test_predictions"]  # row by row, the first seed alone is compared
-    code = sorted({row["code"] for rows in runs.values() for row in rows})
-    return {"profile": profile, "seeds": list(seeds), "variants": found, "code": code}
+    """Every arm with the same seeds, compared by `compare_runs`; if `tested`, each run with its scores on test rows."""
+    ends = at_its_end(get_profile(profile))
+    runs = {arm: run_seeds(profile, seeds, tested=tested, **ends, **fields) for arm, fields in arms.items()}
+    return {"profile": profile, "variants": compare_runs(runs)}
 
 
-def compare_arms(accuracies: dict[str, Sequence[float]], called: str = "validation_accuracy") -> dict[str, dict]:
+def compare_runs(runs: dict[str, list[dict]], key: str = "validation_accuracy") -> dict[str, dict]:
+    """By arm: its `runs`, one a seed, their values of `key`, and what `compare_arms` says of these."""
+    values = {arm: [run[key] for run in its] for arm, its in runs.items()}
+    return {arm: {key: values[arm], **found, "runs": runs[arm]} for arm, found in compare_arms(values).items()}
+
+
+def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
     """Mean, standard deviation (n - 1) and the mean difference (first arm minus this one, seed by seed) with its 95 %
     interval: Student's t on the paired differences; of one seed the mean alone. `accuracies`: one value a seed, in the
     same order in each arm, of which only the first may have more.
@@ -82,7 +78,7 @@ def compare_arms(accuracies: dict[str, Sequence[float]], called: str = "validati
 
     compared, reference = {}, next(iter(accuracies))
     for arm, values in accuracies.items():
-        compared[arm] = {called: list(values)} | _mean_and_std(values)
+        compared[arm] = _mean_and_std(values)
         if arm != reference and len(values) > 1:
             differences = np.subtract(accuracies[reference][: len(values)], values)
             low, high = ttest_1samp(differences, 0).confidence_interval()
@@ -90,52 +86,48 @@ def compare_arms(accuracies: dict[str, Sequence[float]], called: str = "validati
     return compared
 
 
-def compare_arithmetic() -> dict:
-    """`mini-agnews` in float32 on a CPU and in bfloat16 on a GPU, by the same seeds: the first arms of two studies."""
-    evidence, arms = read_evidence(), {"float32": ("ablations", "ours"), "bfloat16": ("places", "on query")}
-    accuracies = {name: evidence[part]["variants"][arm]["validation_accuracy"] for name, (part, arm) in arms.items()}
-    devices = {name: evidence[part]["environment"]["device"] for name, (part, _) in arms.items()}
-    return {"variants": compare_arms(accuracies), "devices": devices}
+def compare_arithmetic(profile: str = "mini-agnews") -> dict:
+    """The profile on this machine beside the same seeds of `PLACES`, which a GPU trained in bfloat16."""
+    here = run_seeds(profile, MORE_SEEDS, tested=False, **at_its_end(get_profile(profile)))
+    there = read_evidence()["places"]["variants"]["on query"]["validation_accuracy"]
+    variants = compare_arms({"float32": [run["validation_accuracy"] for run in here], "bfloat16": there})
+    return {"profile": profile, "variants": variants, "runs": here}
 
 
 def repeat_seeds(profile: str, seeds: Sequence[int] = SEEDS, **fields) -> dict:
-    """The profile with several seeds: test and validation accuracy, mean and standard deviation (n - 1), curves."""
+    """The profile with several seeds: its runs, and mean and standard deviation (n - 1) of their test accuracy."""
     rows = run_seeds(profile, seeds, **fields)
-    means = {each: _mean_and_std([row[f"{each}_accuracy"] for row in rows]) for each in ("test", "validation")}
-    return {"runs": rows} | {f"{each}_{name}": value for each in means for name, value in means[each].items()}
+    found = _mean_and_std([row["test_accuracy"] for row in rows])
+    return {"runs": rows} | {f"test_{name}": value for name, value in found.items()}
 
 
-def run_seeds(profile: str, seeds: Sequence[int], **fields) -> list[dict]:
-    """What came of the profile with each seed, and its scores on the test split; the committed run is not made again."""
-    rows, committed = [], CHECKPOINTS / profile
+def run_seeds(profile: str, seeds: Sequence[int], *, tested: bool = True, **fields) -> list[dict]:
+    """What came of the profile with each seed, if `tested` also on the test split; the committed run is not made again."""
+    rows, committed, make = [], CHECKPOINTS / profile, train_and_test if tested else partial(train, resume=True)
     for seed in seeds:
         config = get_profile(profile, seed=seed, **fields)
         here = config == get_profile(profile) and committed.is_dir()
-        record = read_record(committed) if here else train_and_test(config, run_folder(config))
-        scores = {f"test_{key}": record["test"][key] for key in ("accuracy", "interval", "predictions")}
-        facts = {"trained_parameters": record["parameters"]["trainable"], "labelled_rows": count_labelled(record)}
-        rows.append(_describe(record) | scores | facts)
+        rows.append(_describe(read_record(committed) if here else make(config, run_folder(config)), tested))
     return rows
 
 
 def choose_rate(profile: str = "mpnet-base", steps: int = 300) -> dict:
     """Learning rate of a profile by short runs, a tenth of each its warm-up; the lowest validation loss is taken."""
     ends = dict.fromkeys(("max_steps", "eval_steps", "save_steps"), steps) | {"warmup_steps": steps // 10}
-    rows = [{"learning_rate": rate} | train_once(get_profile(profile, learning_rate=rate, **ends)) for rate in RATES]
+    run = partial(run_seeds, profile, SEEDS[:1], tested=False, **ends)
+    rows = [{"learning_rate": rate} | row for rate in RATES for row in run(learning_rate=rate)]
     best = min(rows, key=lambda row: row["validation_loss"])["learning_rate"]
     return {"profile": profile, "steps": steps, "learning_rate": best, "runs": rows}
 
 
-def train_once(config: RunConfig) -> dict:
-    """What came of a run in checkpoints/runs/: trained, gone on with, or finished before."""
-    return _describe(train(config, run_folder(config), resume=True))
-
-
 def train_and_test(config: RunConfig, folder: Path) -> RunRecord:
-    """The record of a run in `folder`, trained, gone on with or finished before, with its scores on the test split."""
+    """The record of a run in `folder`, trained, gone on with or finished before, with its scores on the test split of its
+    data and which code computed them."""
     record = train(config, folder, resume=True)
     if "test" not in record:
-        record["test"] = score_on_test(config, folder)
+        classifier = Classifier.from_checkpoint(list_checkpoints(folder)[-1], max_length=config.max_length)
+        test = load_split(config.dataset, "test", config.dataset_revision)
+        record["test"] = evaluate_classifier(classifier, test) | {"code": code_mark(environment())}
         write_record(folder, record)
     return record
 
@@ -158,15 +150,11 @@ def run_folder(config: RunConfig) -> Path:
     return RUNS / "-".join([config.profile, *parts])
 
 
-def score_on_test(config: RunConfig, run_dir) -> dict:
-    """Scores of a run's last checkpoint on the test split of its data, and which code computed them."""
-    classifier = Classifier.from_checkpoint(list_checkpoints(run_dir)[-1], max_length=config.max_length)
-    test = load_split(config.dataset, "test", config.dataset_revision)
-    return evaluate_classifier(classifier, test) | {"code": code_mark(environment())}
-
-
-def _describe(record: dict) -> dict:
-    evaluations = validation_rows(record)
+def _describe(record: dict, tested: bool) -> dict:
+    evaluations, scores = validation_rows(record), {}
+    if tested:
+        scores = {f"test_{key}": record["test"][key] for key in ("accuracy", "interval", "predictions")}
+        scores |= {"trained_parameters": record["parameters"]["trainable"], "labelled_rows": count_labelled(record)}
     return {
         "seed": record["config"]["seed"],
         "validation_accuracy": evaluations[-1]["eval_accuracy"],
@@ -174,7 +162,7 @@ def _describe(record: dict) -> dict:
         "curve": [[row["step"], row["eval_accuracy"]] for row in evaluations],
         "seconds": record["timing"]["seconds"],
         "code": code_mark(record["environment"]),
-    }
+    } | scores
 
 
 def _mean_and_std(values: Sequence[float]) -> dict[str, float]:

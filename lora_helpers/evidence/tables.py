@@ -82,7 +82,8 @@ def _describe_variants(profile: str, records: dict) -> Iterable[tuple[str, ...]]
     them, since some saw other rows than the profile."""
     for study in (part.get("variants", {}) for part in records.values() if part.get("profile") == profile):
         for arm, found in [*study.items()][1:]:  # the first is the profile itself
-            if runs := found.get("runs"):
+            runs = found.get("runs", [{}])
+            if "test_predictions" in runs[0]:
                 paired = _beside_linear(records, profile, runs[0]["test_predictions"])[0]
                 yield *_describe_runs(f"`{profile}`, {arm}", runs), f"{runs[0]['labelled_rows']:,}", paired
 
