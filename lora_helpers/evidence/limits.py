@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -38,30 +37,27 @@ def count_contradictions(near: float = 0.9) -> dict:
 
 def fit_temperature(profile: str = "mini-agnews") -> dict:
     """The one temperature that logits are divided by (Guo et al., ICML 2017, section 4.2), by the loss on a run's validation
-    rows; on test rows, `before` and `after`, loss (nats) and expected calibration error, and the `difference` of the
-    latter, paired by row, with 95 % intervals: it is no mean over rows, so a bootstrap of rows."""
-    config, logits, labels, found = get_profile(profile), {}, {}, {}
-    classifier = load_committed(profile)
+    rows; on test rows, the expected calibration error `before`, and the `difference` from that after it, paired by row,
+    with 95 % intervals: it is no mean over rows, so a bootstrap of rows."""
+    config, classifier, logits, labels = get_profile(profile), load_committed(profile), {}, {}
     test = load_split(config.dataset, "test", config.dataset_revision)
     for part, rows in (("validation", load_ag_news(config).validation), ("test", test)):
         # Log-probabilities are the logits up to a constant per row, which softmax cancels.
         logits[part] = np.log(classifier.predict_probabilities(rows["text"][:]).astype(np.float64).clip(min=1e-30))
         labels[part] = np.array(rows["label"][:])
 
-    def loss(temperature: float, part: str = "validation") -> float:
-        return log_loss(labels[part], softmax(logits[part] / temperature, axis=1), labels=range(len(LABELS)))
+    def loss(temperature: float) -> float:
+        probabilities = softmax(logits["validation"] / temperature, axis=1)
+        return log_loss(labels["validation"], probabilities, labels=range(len(LABELS)))
 
     temperature = float(minimize_scalar(loss, bounds=(0.1, 10), method="bounded").x)
-    divisors = {"before": 1.0, "after": temperature}
-    scaled = {name: softmax(logits["test"] / divisor, axis=1) for name, divisor in divisors.items()}
 
-    def error(name: str, rows: np.ndarray) -> float:
-        return calibration(scaled[name][rows], labels["test"][rows])["ece"]
+    def error(rows: np.ndarray, divisor: float = 1.0) -> float:
+        return calibration(softmax(logits["test"][rows] / divisor, axis=1), labels["test"][rows])["ece"]
 
-    for name, divisor in divisors.items():
-        found[name] = {"loss": loss(divisor, "test")} | _with_interval(partial(error, name), len(test))
-    found["difference"] = _with_interval(lambda rows: error("before", rows) - error("after", rows), len(test))
-    return {"profile": profile, "temperature": temperature} | found
+    before = _with_interval(error, len(test))
+    difference = _with_interval(lambda rows: error(rows) - error(rows, temperature), len(test))
+    return {"profile": profile, "temperature": temperature, "before": before, "difference": difference}
 
 
 def _with_interval(error: Callable[[np.ndarray], float], count: int) -> dict:
