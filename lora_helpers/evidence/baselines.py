@@ -19,7 +19,7 @@ from sklearn.svm import LinearSVC
 from ..batching import LengthGroupedSampler
 from ..config import RunConfig, get_profile
 from ..data import Splits, load_ag_news, load_split, tokenize
-from ..evaluation import scores, to_digits
+from ..evaluation import to_digits
 from ..model import load_base
 
 FEATURES = {
@@ -92,6 +92,5 @@ def _try_all(splits: Splits) -> list[dict]:
 def _score(choice: dict, rows, test) -> dict:
     model = make_pipeline(TfidfVectorizer(**FEATURES[choice["features"]]), MODELS[choice["model"]](C=choice["C"]))
     predictions = model.fit(rows["text"][:], rows["label"][:]).predict(test["text"][:])
-    result = scores(predictions, np.array(test["label"][:]))
-    kept = {key: result[key] for key in ("accuracy", "interval", "macro_f1")}
-    return {"train_rows": len(rows), "predictions": to_digits(predictions)} | kept
+    accuracy = float((predictions == np.array(test["label"][:])).mean())
+    return {"train_rows": len(rows), "predictions": to_digits(predictions), "accuracy": accuracy}

@@ -56,73 +56,55 @@ def make_results(records: dict) -> Iterable[tuple[str, ...]]:
         profiles = [name for name in PROFILES if (get_profile(name).dataset == BUNDLED) == bundled]
         yield (f"**{title}**, {find_value(records, f'{profiles[0]}.test.examples')} test rows",)
         for name in profiles:
-            yield _describe_run(name, records)
-            yield from _describe_variants(name, records)
-            yield from _describe_rivals(name, records)
+            yield from _describe_profile(name, records)
         yield from _describe_linear_models(profiles, records)
     for title, accuracy, rows, *sizes in PUBLISHED:
-        yield title, f"{accuracy:.4f}", _interval_of(accuracy, rows), "", *sizes
+        yield title, f"{accuracy:.4f}", _interval(accuracy, rows), "", *sizes
 
 
-def _describe_run(name: str, records: dict) -> tuple[str, ...]:
-    accuracy = find_value(records, f"{name}.test.accuracy")
-    if name not in records:
-        return f"`{name}`", accuracy
-    run, compared = records[name], find_rivals(name, records)["arms"].get("LoRA", {})
-    seeds = max((part.get("runs", []) for part in (records.get(f"{name}-seeds", {}), compared)), key=len)
-    interval = _interval(*run["test"]["interval"]) if "test" in run else NO_VALUE
-    spread = _spread(seeds, "test_accuracy") if len(seeds) > 1 else ""
-    paired = _beside_linear(records, name, run.get("test", {}).get("predictions"))
-    sizes = f"{run['parameters']['trainable']:,}", f"{count_labelled(run):,}"
-    return f"`{name}`", accuracy, interval, spread, *sizes, *paired
-
-
-def _describe_variants(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
-    """Other recipes of a profile, where a study scored them on its test split; the linear model on all rows is beside
-    them, since some saw other rows than the profile."""
+def _describe_profile(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
+    """Its committed run; other recipes that a study scored on test rows, without the linear model on the rows seen, since
+    some saw others; and what else was done with its base, on the same rows and steps. Of each the first seed."""
+    rivals = find_rivals(profile, records)["arms"]
+    compared = rivals.get("LoRA", {}).get("runs", [])
+    linear = records.get("baselines", {}).get(profile, {})
+    if test := records.get(profile, {}).get("test"):
+        run, seeds = records[profile], records.get(f"{profile}-seeds", {}).get("runs", [])
+        its = {"trained_parameters": run["parameters"]["trainable"], "labelled_rows": count_labelled(run)}
+        its |= {f"test_{key}": value for key, value in test.items()}
+        yield _describe(f"`{profile}`", its, max(seeds, compared, key=len), linear)
+    else:
+        yield f"`{profile}`", find_value(records, f"{profile}.test")
     for study in (part.get("variants", {}) for part in records.values() if part.get("profile") == profile):
         for arm, found in [*study.items()][1:]:  # the first is the profile itself
             runs = found.get("runs", [{}])
             if "test_predictions" in runs[0]:
-                paired = _beside_linear(records, profile, runs[0]["test_predictions"])[0]
-                yield *_describe_runs(f"`{profile}`, {arm}", runs), f"{runs[0]['labelled_rows']:,}", paired
-
-
-def _describe_runs(title: str, runs: list[dict]) -> tuple[str, ...]:
-    """Five cells: title, accuracy and interval of the first seed, spread over seeds, trained parameters."""
-    first = runs[0]
-    interval = _interval_of(first["test_accuracy"], len(first["test_predictions"]))
-    spread = _spread(runs, "test_accuracy") if len(runs) > 1 else ""
-    return title, f"{first['test_accuracy']:.4f}", interval, spread, f"{first['trained_parameters']:,}"
-
-
-def _describe_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
-    """What else was done with the base of a profile, on the same rows and steps: of each the run of the first seed."""
-    for arm, found in find_rivals(profile, records)["arms"].items():
+                yield _describe(f"`{profile}`, {arm}", runs[0], runs, linear)[:-1]
+    for arm, found in rivals.items():
         if arm != "LoRA":
-            seen = f"{records['baselines'][profile]['rows_seen']['train_rows']:,}"
-            paired = _beside_linear(records, profile, found["runs"][0]["test_predictions"])
-            yield *_describe_runs(f"its base, {arm}", found["runs"]), seen, *paired
+            first = found["runs"][0] | {"labelled_rows": compared[0]["labelled_rows"]}
+            yield _describe(f"its base, {arm}", first, found["runs"], linear)
 
 
-def _interval_of(accuracy: float, rows: int) -> str:
-    return _interval(*accuracy_interval(round(accuracy * rows), rows))
+def _describe(title: str, run: dict, seeds: list[dict], linear: dict) -> tuple[str, ...]:
+    """A run, its like with other `seeds`, and the linear models beside it: fitted on all rows, and on those seen."""
+    predictions = run.get("test_predictions", "")
+    fits = (linear.get(rows, {}).get("predictions") for rows in ("all_rows", "rows_seen"))
+    paired = (_compare(predictions, fit, linear.get("labels")) for fit in fits)
+    interval = _interval(run["test_accuracy"], run.get("test_examples") or len(predictions))
+    spread = _spread(seeds, "test_accuracy") if len(seeds) > 1 else ""
+    sizes = (f"{run[key]:,}" for key in ("trained_parameters", "labelled_rows"))
+    return title, f"{run['test_accuracy']:.4f}", interval, spread, *sizes, *paired
 
 
-def _interval(low: float, high: float) -> str:
+def _interval(accuracy: float, rows: int) -> str:
+    low, high = accuracy_interval(round(accuracy * rows), rows)
     return f"{low:.3f}–{high:.3f}"
 
 
 def _spread(runs: list[dict], key: str) -> str:
     values = [run[key] for run in runs]
     return f"{mean(values):.4f} ± {stdev(values):.4f} ({len(values)})" if len(values) > 1 else f"{values[0]:.4f} (1)"
-
-
-def _beside_linear(records: dict, profile: str, predictions: str | None) -> list[str]:
-    """Predictions on a profile's test rows beside the linear model's that was fitted on all rows, and on the rows seen."""
-    linear = records.get("baselines", {}).get(profile, {})
-    fits = (linear.get(rows, {}).get("predictions") for rows in ("all_rows", "rows_seen"))
-    return [_compare(predictions, fit, linear.get("labels")) for fit in fits]
 
 
 def _compare(*by_row: str | None) -> str:
@@ -151,7 +133,8 @@ def _describe_linear_models(profiles: list[str], records: dict) -> Iterable[tupl
         if name in records and "rows_seen" in linear and linear["rows_seen"]["train_rows"] < everything["train_rows"]:
             fits[f"the same, on the rows of `{name}`", name] = linear["rows_seen"]
     for (title, _), fit in fits.items():
-        yield title, f"{fit['accuracy']:.4f}", _interval(*fit["interval"]), "", "", f"{fit['train_rows']:,}"
+        interval = _interval(fit["accuracy"], len(fit["predictions"]))
+        yield title, f"{fit['accuracy']:.4f}", interval, "", "", f"{fit['train_rows']:,}"
 
 
 def make_training_speed(records: dict) -> Iterable[tuple[str, ...]]:
