@@ -28,7 +28,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from transformers import AutoModel, DataCollatorWithPadding, PrinterCallback, Trainer, default_data_collator, set_seed
 from transformers.modeling_utils import ModuleUtilsMixin
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..bases import load_base
 from ..batching import batches_by_tokens, pad
@@ -49,7 +48,6 @@ logger = logging.getLogger(__name__)
 RIVALS = {"head alone": MORE_SEEDS, "full fine-tuning": SEEDS}
 RATES = {"head alone": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "full fine-tuning": (3e-5, 1e-4, 3e-4, 1e-3)}
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regressions
-AT_ONCE = 4096  # rows whose vectors share a file of checkpoints/runs/: at full size some minutes of two cores
 
 
 def measure_rivals(
@@ -62,12 +60,14 @@ def measure_rivals(
     config, tried = get_profile(profile, seed=seeds[0], **changes), {}
     splits, test = load_ag_news(config), load_split(config.dataset, "test", config.dataset_revision)
     parts = {"train": splits.train, "validation": splits.validation, "test": test}
-    rows, lengths, tokenizer = _tokenize(config, parts)
-    seen = {seed: rows_in_batches(config.replace(seed=seed), lengths) for seed in seeds}
-    wanted = {"train": np.unique([*seen.values()])}
-    vectors = {part: encode(config, each["input_ids"][:], wanted.get(part)) for part, each in rows.items()}
+    labels = {part: each["label"][:] for part, each in parts.items()}
+    _, tokenizer, _ = load_base(config.base_model, config.base_revision)
+    rows = {part: tokenize(each, tokenizer, config.max_length) for part, each in parts.items()}
+    seen = {seed: rows_in_batches(config.replace(seed=seed), rows["train"]["length"][:]) for seed in seeds}
+    rows = {part: each.remove_columns("length") for part, each in rows.items()}
+    vectors = {part: encode(config, each["input_ids"][:]) for part, each in rows.items()}
     # Nothing changes what the head alone is given, so it is computed once.
-    kept = {part: {"features": vectors[part]["<s>"], "labels": each["labels"][:]} for part, each in rows.items()}
+    kept = {part: {"features": each["<s>"], "labels": labels[part]} for part, each in vectors.items()}
     kept = {part: Dataset.from_dict(each).with_format("numpy") for part, each in kept.items()}
     given = {"head alone": (kept, default_data_collator)}
     given |= {"full fine-tuning": (rows, DataCollatorWithPadding(tokenizer))}
@@ -80,12 +80,12 @@ def measure_rivals(
         tried[arm] = [{key: each[key] for key in ("learning_rate", "validation_accuracy")} for each in runs]
         best = max(tried[arm], key=lambda row: row["validation_accuracy"])["learning_rate"]
         arms[arm] = [run(config.replace(learning_rate=best, seed=seed)) for seed in its_seeds]
-    labels = {part: to_digits(rows[part]["labels"][:]) for part in ("validation", "test")}
-    found = {"profile": profile, "labels": labels, "tried": tried}
+    digits = {part: to_digits(labels[part]) for part in ("validation", "test")}
+    found = {"profile": profile, "labels": digits, "tried": tried}
     if with_probes:
         for part, each in embed_by_counts({part: each["text"][:] for part, each in parts.items()}).items():
             vectors[part]["LSA"] = each
-        found["probes"] = probe(vectors, {part: each["labels"][:] for part, each in rows.items()}, seen[config.seed])
+        found["probes"] = probe(vectors, labels, seen[config.seed])
     return found | {"arms": compare_runs(arms)}
 
 
@@ -116,54 +116,44 @@ def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 20
     return {"profile": profile, "labels": to_digits(test["label"][:]), "sizes": found}
 
 
-def encode(config: RunConfig, ids: list[list[int]], wanted: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-    """The frozen base's vectors of tokenised rows: that of `<s>`, and the `mean` over all tokens; <float32>[n, width], with
-    NaN in rows that are not `wanted`. They are kept in checkpoints/runs/ and computed once."""
-    wanted, found = np.arange(len(ids)) if wanted is None else wanted, {}
-    for begin in range(0, len(wanted), AT_ONCE):
-        logger.info("encode: row %d of %d", begin, len(wanted))
-        rows = wanted[begin : begin + AT_ONCE]
-        for name, values in _encode_some(config, [ids[i] for i in rows]).items():
-            found.setdefault(name, np.full((len(ids), values.shape[1]), np.nan, np.float32))[rows] = values
-    return found
-
-
-def _encode_some(config: RunConfig, ids: list[list[int]]) -> dict[str, np.ndarray]:
-    """The same vectors of some rows, computed or read; the file's name stands for base and tokens."""
+def encode(config: RunConfig, ids: list[list[int]]) -> dict[str, np.ndarray]:
+    """The frozen base's vectors of tokenised rows: that of `<s>`, and the `mean` over all tokens; <float32>[n, width]. They
+    are computed once and kept in checkpoints/runs/, in a file whose name stands for base and tokens."""
     base = base_identity(config.base_model, config.base_revision)["sha256"]
     path = RUNS / f"vectors-{hashlib.sha256(f'{base} {ids}'.encode()).hexdigest()[:10]}.safetensors"
     if path.is_file():
         return load_file(path)
-    folder, found = base_files(config.base_model, config.base_revision), {}
+    logger.info("encode: %d rows", len(ids))
     encoder = AutoModel.from_pretrained(  # not `load_base`'s, which computes `<s>` alone and so has no mean
-        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-    )
-    encoder = encoder.eval().to(best_device())
+        base_files(config.base_model, config.base_revision),
+        local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
+    ).eval().to(best_device())  # fmt: skip
+    first, mean = (np.empty((len(ids), encoder.config.hidden_size), np.float32) for _ in range(2))
     for batch in batches_by_tokens([len(row) for row in ids], 4096):
         inputs = pad([ids[i] for i in batch], encoder.config.pad_token_id)
         inputs = {name: tensor.to(encoder.device) for name, tensor in inputs.items()}
         with torch.no_grad():
             hidden = encoder(**inputs).last_hidden_state
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[:, :, None]
-        for name, values in (("<s>", hidden[:, 0]), ("mean", (hidden * mask).sum(1) / mask.sum(1))):
-            found.setdefault(name, np.empty((len(ids), hidden.shape[2]), np.float32))[batch] = values.cpu().numpy()
-    save_file(found, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
-    return found
+        first[batch] = hidden[:, 0].cpu()
+        mean[batch] = ((hidden * mask).sum(1) / mask.sum(1)).cpu()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"<s>": first, "mean": mean}, path.with_suffix(".part"))
+    return load_file(path.with_suffix(".part").replace(path))
 
 
 def probe(vectors: dict[str, dict[str, np.ndarray]], labels: dict[str, list[int]], seen: np.ndarray) -> list[dict]:
     """Logistic regression on each kind of fixed vectors, standardised, its C chosen on validation rows; fitted on the
     training rows `seen` <int64>[n], those of a run."""
-    found = []
+    found, of_seen = [], np.array(labels["train"])[seen]
     for kind in vectors["train"]:
         tried = []
         for strength in STRENGTHS:
             model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-            model.fit(vectors["train"][kind][seen], np.array(labels["train"])[seen])
-            accuracy = {part: float(model.score(vectors[part][kind], labels[part])) for part in ("validation", "test")}
-            tried.append({"C": strength} | {f"{part}_accuracy": value for part, value in accuracy.items()})
-        found.append({"vectors": kind} | max(tried, key=lambda row: row["validation_accuracy"]))
+            tried.append(model.fit(vectors["train"][kind][seen], of_seen))
+        best = max(tried, key=lambda model, kind=kind: model.score(vectors["validation"][kind], labels["validation"]))
+        scores = {part: float(best.score(vectors[part][kind], labels[part])) for part in ("validation", "test")}
+        found.append({"vectors": kind, "C": best[-1].C} | {f"{part}_accuracy": value for part, value in scores.items()})
     return found
 
 
@@ -172,15 +162,6 @@ def embed_by_counts(texts: dict[str, list[str]], width: int = 256) -> dict[str, 
     all training texts, as the base was pretrained on them, and as wide as the bundled base; <float64>[n, width]."""
     lsa = make_pipeline(TfidfVectorizer(sublinear_tf=True), TruncatedSVD(width, random_state=0)).fit(texts["train"])
     return {part: lsa.transform(each) for part, each in texts.items()}
-
-
-def _tokenize(
-    config: RunConfig, parts: dict[str, Dataset]
-) -> tuple[dict[str, Dataset], list[int], PreTrainedTokenizerBase]:
-    """Tokens of each part, the lengths of `train`, and the tokenizer."""
-    _, tokenizer, _ = load_base(config.base_model, config.base_revision)
-    rows = {part: tokenize(each, tokenizer, config.max_length) for part, each in parts.items()}
-    return {part: each.remove_columns("length") for part, each in rows.items()}, rows["train"]["length"][:], tokenizer
 
 
 @restored_precision()  # a GPU's, which `make_arguments` changes
