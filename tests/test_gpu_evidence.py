@@ -55,7 +55,7 @@ def test_a_whole_run_is_timed_with_random_weights(runs, monkeypatch):
     monkeypatch.setattr(gpu, "train", lambda config, _, resume: asked.append((config, resume)) or record)
     (row,) = gpu.time_headline(["roberta-base"])["rows"]
     assert asked == [(get_profile("roberta-base", random_base=True), True)]
-    assert row["examples_per_second"] == 2400 * 16 / 60 and (row["seconds"], row["peak_memory_mib"]) == (60.0, 1000.0)
+    assert row["arithmetic"] == "bfloat16" and (row["seconds"], row["peak_memory_mib"]) == (60.0, 1000.0)
 
 
 def test_what_takes_a_gpu_is_not_measured_without_one(monkeypatch):
@@ -81,7 +81,7 @@ def test_steps_are_timed_by_batch_size_and_arithmetic(tiny_base, monkeypatch):
         assert all(row["examples_per_second"] > 0 for row in rows) and len(asked) == compiled
     assert shape.hidden_dropout_prob == shape.attention_probs_dropout_prob == 0.0  # as our recipe has it
     course = gpu.time_course(3)
-    assert course["steps"] == 3 and course["padding"] > 1
+    assert course["steps"] == 3
     assert course["seconds_of_a_run"] == pytest.approx(2400 * 16 / course["examples_per_second"])
 
 

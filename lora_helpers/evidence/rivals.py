@@ -33,7 +33,7 @@ from ..bases import load_base
 from ..batching import batches_by_tokens, pad
 from ..config import RunConfig, get_profile
 from ..data import load_ag_news, load_split, tokenize
-from ..environment import best_device, code_mark, environment, watch_peak_memory
+from ..environment import best_device, code_mark, environment
 from ..evaluation import to_digits
 from ..files.hub import base_files, base_identity
 from ..files.manifests import write_atomically
@@ -168,13 +168,12 @@ def embed_by_counts(texts: dict[str, list[str]], width: int = 256) -> dict[str, 
 def _run(
     arm: str, mark: str, config: RunConfig, *, rows: dict[str, Dataset], seen: dict[int, np.ndarray], collate
 ) -> dict:
-    """One arm at one seed and rate, computed or read: accuracies, predictions by row, and what it cost; `mark` stands for
-    base and data, and `seen` are the training rows by seed, in their order."""
+    """One arm at one seed and rate, computed or read: accuracies and predictions by row; `mark` stands for base and data,
+    and `seen` are the training rows by seed, in their order."""
     path = RUNS / f"{run_folder(config).name}-{arm.replace(' ', '-')}-{mark}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     found = {"seed": config.seed, "learning_rate": config.learning_rate, "code": code_mark(environment())}
-    peak = watch_peak_memory(gpu=True)
     set_seed(config.seed)  # the head is drawn here, as in `build_model`
     model, tokenizer, _ = load_base(config.base_model, config.base_revision, dropout=config.base_dropout)
     model = HeadAlone(model.classifier) if arm == "head alone" else model
@@ -184,8 +183,8 @@ def _run(
     # The stock Trainer, on rows that lie in the order in which a run's batches bring them.
     trainer = Trainer(model, arguments, collate, rows["train"].select(seen[config.seed]))
     trainer.remove_callback(PrinterCallback)
-    found |= {"seconds": trainer.train().metrics["train_runtime"], "threads": torch.get_num_threads()}
-    found |= {"peak_memory_mib": peak(), "trained_parameters": sum(each.numel() for each in model.parameters())}
+    trainer.train()
+    found["trained_parameters"] = sum(each.numel() for each in model.parameters())
     for part in ("validation", "test"):
         predicted = trainer.predict(rows[part]).predictions.argmax(axis=1)
         accuracy = float((predicted == np.array(rows[part]["labels"][:])).mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from statistics import mean, stdev
 
 from ..config import BUNDLED, PROFILES, get_profile
@@ -171,12 +172,9 @@ def make_gpu_batches(records: dict) -> Iterable[tuple[str, ...]]:
     kinds, rows = ("bfloat16", "float32"), records.get("gpu-batches", {}).get("rows", [])
     yield "rows", *(f"{kind}, {what}" for kind in kinds for what in ("examples/s", "GiB"))
     for size in dict.fromkeys(row["batch_size"] for row in rows):
-        found = {row["arithmetic"]: row for row in rows if row["batch_size"] == size}
-        cells = (
-            (f"{found[kind]['examples_per_second']:,.0f}", FORMS["GiB"](found[kind]["peak_memory_mib"]))
-            for kind in kinds
-        )
-        yield f"{size}", *(cell for pair in cells for cell in pair)
+        its = (row for row in rows if row["batch_size"] == size)  # in the order of `kinds`
+        cells = ((f"{row['examples_per_second']:,.0f}", FORMS["GiB"](row["peak_memory_mib"])) for row in its)
+        yield f"{size}", *chain.from_iterable(cells)
 
 
 def make_rivals(profile: str, records: dict) -> Iterable[tuple[str, ...]]:
