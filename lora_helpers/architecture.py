@@ -3,8 +3,6 @@
 `architecture.json` holds what is the same for all models; layers, matrices and counts are added here, from a record.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 `metric()` serves the Trainer and `evaluate_classifier` alike: every accuracy is computed by the same lines.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

@@ -4,8 +4,6 @@ Called by `python -m lora_helpers figures` and by the notebook. Each function in
 Figure that is readable at a width of 400 pixels, or None where the record has too little to show.
 """
 
-from __future__ import annotations
-
 import re
 from base64 import b64encode
 from collections import Counter

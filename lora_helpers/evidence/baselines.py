@@ -4,8 +4,6 @@ Features, model and C are chosen on a profile's validation rows; the winner is f
 on the very rows that the profile's run saw. `rebuild` records both, with the prediction for every test row.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -3,8 +3,6 @@
 For speed roberta-base's shape and tokenizer are enough (ROBERTA_BASE_DIR): its weights are drawn at random.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from itertools import product

@@ -3,8 +3,6 @@
 `rebuild` records both. The temperature is fitted on validation rows; test rows are only counted and scored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

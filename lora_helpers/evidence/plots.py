@@ -1,7 +1,5 @@
 """Figures of the evidence, from its records alone: each function in `FIGURES` takes all of it, by part."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

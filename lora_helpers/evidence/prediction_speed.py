@@ -3,8 +3,6 @@
 As in `training_speed`, the weights are random, and the texts are random words of AG News' lengths.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Each part writes a run folder under checkpoints/ or its own key of checkpoints/e
 Hub, or AG_NEWS_DIR). Choices are made on validation rows; test splits are only reported.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -4,8 +4,6 @@ A document asks for a number between `<!--RECORD.KEY.KEY-->` and `<!--/-->`, wit
 usual form does not do; for a table it asks by a name of `TABLES`. What has no record says so by itself.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable

@@ -7,8 +7,6 @@ Learning rates and C are chosen on validation rows, by one seed; test rows are o
 from checkpoints/runs/ and not computed again; the runs of LoRA are those of `repeat_seeds`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

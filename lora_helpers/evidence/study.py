@@ -4,8 +4,6 @@ Every run has its folder in checkpoints/runs/, goes on there if it was stopped, 
 finished; so each row says which code trained it. `rebuild` records each study as a part.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The tables of the documents, and how a number is written there: from the committed records alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain

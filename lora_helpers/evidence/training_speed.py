@@ -3,8 +3,6 @@
 `python -m lora_helpers bench` prints the tables, `make evidence PARTS=bench` records them.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext

@@ -3,8 +3,6 @@
 Speed depends on shapes, not on what weights and words say, so they need neither the data set nor a network.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the bundled base learns from: masked tokens, the words of the document, which halves belong together."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional
 

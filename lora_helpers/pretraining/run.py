@@ -3,8 +3,6 @@
 Called by `python -m lora_helpers pretrain` and by `evidence base`; fine-tuning never runs this.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from contextlib import suppress
