@@ -194,6 +194,16 @@ def test_one_standard_decides_who_is_ahead(right, verdict):
     assert found["the same, on the rows of `mini-agnews`"][-1] == "1,600"
 
 
+def test_seeds_are_counted_where_they_disagree_with_the_first():
+    records = made_up(950, 900)
+    for rights, counted in (((950, 940), ""), ((950, 901, 940), "; 2 of 3 seeds agree")):
+        runs = [made_up(right, 0)["mini-agnews"]["test"] for right in rights]
+        runs = [{"test_accuracy": run["accuracy"], "test_predictions": run["predictions"]} for run in runs]
+        records["mini-agnews-seeds"] = {"runs": runs}
+        verdict = results(records)["`mini-agnews`"][-2]
+        assert verdict.startswith("ahead: +5.00 (") and verdict.partition(")")[2] == counted
+
+
 def test_profiles_with_other_rows_have_a_linear_model_each():
     records = made_up(950, 900)
     linear = records["baselines"]["mini-agnews"]
@@ -209,7 +219,7 @@ def test_what_is_not_there_says_so_by_itself():
     records = made_up(950, 900)
     del records["mini-agnews"]["test"]["predictions"]
     found = results(records)
-    assert found["`mini-agnews`"][-2:] == ("no paired test yet",) * 2
+    assert found["`mini-agnews`"][-2:] == ("no paired test yet", "the same")
     assert found["`roberta-base`"] == ("not run yet",)
     del records["mini-agnews"]["test"]
     assert results(records)["`mini-agnews`"][0] == "not measured"

@@ -89,10 +89,14 @@ def _describe(title: str, run: dict, seeds: list[dict], linear: dict) -> tuple[s
     """A run, its like with other `seeds`, and the linear models beside it: fitted on all rows, and on those seen."""
     predictions = run.get("test_predictions", "")
     fits = (linear.get(rows, {}).get("predictions") for rows in ("all_rows", "rows_seen"))
-    paired = (_compare(predictions, fit, linear.get("labels")) for fit in fits)
+    everything, same = (_compare(predictions, fit, linear.get("labels"), seeds=seeds) for fit in fits)
     interval = _interval(run["test_accuracy"], run.get("test_examples") or len(predictions))
     spread = _spread(seeds, "test_accuracy") if len(seeds) > 1 else ""
     sizes = (f"{run[key]:,}" for key in ("trained_parameters", "labelled_rows"))
+    paired = (
+        everything,
+        "the same" if same == everything else same,
+    )  # a run whose batches hold all rows has one such model
     return title, f"{run['test_accuracy']:.4f}", interval, spread, *sizes, *paired
 
 
@@ -106,12 +110,18 @@ def _spread(runs: list[dict], key: str) -> str:
     return f"{mean(values):.4f} ± {stdev(values):.4f} ({len(values)})" if len(values) > 1 else f"{values[0]:.4f} (1)"
 
 
-def _compare(*by_row: str | None) -> str:
-    """The difference of accuracy, in points, between two models, paired row by row: a digit a row of each, and the labels."""
+def _compare(*by_row: str | None, seeds: Iterable[dict] = ()) -> str:
+    """The difference of accuracy, in points, between two models, paired row by row: a digit a row of each, and the labels.
+    Where not all of the first model's `seeds` give its verdict, how many do."""
     if not all(by_row):
         return "no paired test yet"
-    found = compare(*map(from_digits, by_row))
-    return f"{found['verdict']}: {_points(found)}"
+    found, *others = (
+        compare(*map(from_digits, (predictions, *by_row[1:])))
+        for predictions in (by_row[0], *(run["test_predictions"] for run in seeds if "test_predictions" in run))
+    )
+    agree = sum(each["verdict"] == found["verdict"] for each in others)
+    counted = f"; {agree} of {len(others)} seeds agree" if agree < len(others) else ""
+    return f"{found['verdict']}: {_points(found)}{counted}"
 
 
 def _points(found: dict) -> str:
@@ -138,7 +148,7 @@ def _describe_linear_models(profiles: list[str], records: dict) -> Iterable[tupl
 
 def make_training_speed(records: dict) -> Iterable[tuple[str, ...]]:
     """Steps of every pipeline, for both shapes."""
-    memory_and_padding = "peak memory, GiB", "processed / real tokens"
+    memory_and_padding = "its peak memory, GiB", "its processed / real tokens"
     yield "pipeline", "roberta-base, examples/s", *memory_and_padding, "bundled base, examples/s"
     rows = records.get("bench", {}).get("rows", [])
     small = {row["pipeline"]: f"{row['examples_per_second']:.0f}" for row in rows if row["model"] == BASE}
