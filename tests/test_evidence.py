@@ -258,6 +258,21 @@ def test_the_committed_run_is_a_seed_of_its_profile_alone(monkeypatch):
     assert made == [(43, False, "mini-seed=43"), (42, True, "mini-shuffled_labels=True")]
 
 
+def test_the_last_checkpoint_is_scored_and_the_last_evaluation_told(folders, monkeypatch):
+    opened, environment = [], {"code_sha256": "a" * 64, "code_committed": True}
+    log = [{"eval_loss": 1.0, "eval_accuracy": accuracy, "step": step} for step, accuracy in ((10, 0.95), (20, 0.90))]
+    record = {"config": {"seed": 43}, "log": log, "timing": {"seconds": 1.0}, "environment": environment}
+    monkeypatch.setattr(study, "list_checkpoints", lambda folder: [folder / "checkpoint-10", folder / "checkpoint-20"])
+    monkeypatch.setattr(study.Classifier, "from_checkpoint", lambda path, **_: opened.append(path.name))
+    monkeypatch.setattr(study, "evaluate_classifier", lambda *_: {"accuracy": 0.8})
+    monkeypatch.setattr(study, "write_record", lambda *_: None)
+    monkeypatch.setattr(study, "train", lambda *_, **__: dict(record))
+    assert study.train_and_test(get_profile("mini"), folders)["test"]["accuracy"] == 0.8
+    study.load_committed("mini")
+    assert opened == ["checkpoint-20"] * 2
+    assert [row["validation_accuracy"] for row in study.run_seeds("mini", (43,), tested=False)] == [0.90]
+
+
 def test_a_study_keeps_its_runs_by_arm_and_tests_them_if_asked(monkeypatch):
     asked, tests = [], []
 
