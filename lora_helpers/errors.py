@@ -1,6 +1,7 @@
 """The kinds of failure that a user sees as one line, and the hint at a misspelt name."""
 
 import difflib
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -28,6 +29,16 @@ class Stopped(KeyboardInterrupt):
 
 # What a library raises over a file whose content makes no sense to it.
 REFUSALS = (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, ImportError, ArithmeticError)
+
+
+@contextmanager
+def written_into(folder):
+    """InputError if what is done within cannot write into `folder`: it may be read-only, or the disk full."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise InputError(f"{folder}: cannot be written ({reason}); name another folder, or copy the project") from error
 
 
 def nearest(name: str, known) -> str:

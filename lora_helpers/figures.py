@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from .architecture import draw_architecture
 from .config import AG_NEWS, BUNDLED, LABELS, MAY_DIFFER, SOURCES
 from .environment import code_mark
-from .errors import InputError
+from .errors import InputError, written_into
 from .evaluation import accuracy_interval
 from .files.places import CHECKPOINTS
 from .records import RECORD, find_rivals, read_evidence, read_record, training_rows, validation_rows
@@ -38,12 +38,11 @@ ENOUGH_ROWS = 1000  # of a test split, for a reliability diagram to say anything
 def draw_figures(run_dirs: list[Path | str], output_dir: Path | str) -> dict[str, dict[str, Path]]:
     """Draw every figure of every run as `output_dir/RUN-KIND.png`; returns the files by run and kind.
 
-    Raises: InputError: two runs of one name, whose files would overwrite each other.
+    Raises: InputError: two runs of one name, whose files would overwrite each other; a folder that cannot be written.
     """
     output_dir, drawn, names = Path(output_dir), {}, Counter(Path(run_dir).resolve().name for run_dir in run_dirs)
     if twice := [name for name, count in names.items() if count > 1]:
         raise InputError(f"more than one run is called {twice[0]}; draw each into a folder of its own")
-    output_dir.mkdir(parents=True, exist_ok=True)
     for run_dir in run_dirs:
         record, run = read_record(run_dir), Path(run_dir).resolve().name
         figures = {kind: figure for kind, draw in FIGURES.items() if (figure := draw(record))}
@@ -209,7 +208,9 @@ def make_axes(size=(6.4, 4.2), *, rows: int = 1, **named):
 def save(figure: Figure, path: Path, source: str, environment: dict) -> None:
     """Write a PNG with its source in a small caption, and nothing in it that changes from day to day."""
     figure.supxlabel(f"{source}, {code_mark(environment)}", x=0.995, ha="right", fontsize=9, color=GREY)
-    figure.savefig(path, metadata={"Software": None})
+    with written_into(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Software": None})
 
 
 def _columns(rows: list[dict], *keys: str) -> list[list]:

@@ -11,6 +11,7 @@ from lora_helpers.figures import FIGURES, draw_figures
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.model import count_parameters, make_lora_config, shape_of
 from lora_helpers.records import RECORD, read_record, write_record
+from lora_helpers.training.run import next_run_dir
 
 CHECKPOINTS = REPOSITORY / "checkpoints"
 COMMITTED = CHECKPOINTS / "mini-agnews"
@@ -27,6 +28,14 @@ def words(figure) -> list[str]:
     from matplotlib.text import Text
 
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="file/figures: cannot be written .Not a directory.; name another folder"):
+        draw_figures([COMMITTED], tmp_path / "file" / "figures")
+    with pytest.raises(InputError, match="file/runs: cannot be written"):
+        next_run_dir("mini", tmp_path / "file" / "runs")
 
 
 @pytest.mark.slow

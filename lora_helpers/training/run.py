@@ -18,7 +18,7 @@ from ..checkpoints import ADAPTER_CONFIG, WEIGHTS, list_checkpoints, step_of
 from ..config import RunConfig
 from ..data import Splits, load_ag_news, tokenize
 from ..environment import environment, peak_memory_mib, trains_on_gpu
-from ..errors import InputError
+from ..errors import InputError, written_into
 from ..files.hub import base_identity
 from ..files.manifests import hash_file
 from ..files.places import RUNS, relative_to_repository
@@ -69,7 +69,7 @@ def next_run_dir(profile: str, runs: Path = RUNS) -> Path:
     while leads() and not made:
         names = [path.name.removeprefix(f"{profile}-") for path in runs.glob(f"{profile}-*")]
         number = max((int(name) for name in names if name.isdigit()), default=0) + 1  # mini-agnews-3 is no run of mini
-        with suppress(FileExistsError):  # another run took it meanwhile
+        with written_into(runs), suppress(FileExistsError):  # another run took it meanwhile
             (runs / f"{profile}-{number}").mkdir(parents=True)
             made = [runs / f"{profile}-{number}"]
     return broadcast_object_list(made or [None])[0]
