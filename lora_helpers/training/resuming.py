@@ -140,11 +140,9 @@ def _shapes(model) -> dict:
 
 def restore_finished(trainer, last: Path, output_dir: Path) -> None:
     """Restore a finished run from its last checkpoint, copied if need be; the Trainer would do one step more."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
     from transformers import TrainerState
 
-    set_peft_model_state_dict(trainer.model, load_file(last / WEIGHTS))
+    trainer.model.load_adapter(last, "default", is_trainable=True)
     trainer.state = TrainerState.load_from_json(last / "trainer_state.json")
     if last.parent != output_dir.resolve() and leads():
         shutil.copytree(last, output_dir / last.name)
