@@ -34,11 +34,11 @@ INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_vnni", "avx_vnni", "amx_int8", "
 CODE = ("lora_helpers", "requirements.txt")  # what computes
 
 
-def environment() -> dict:
-    """Python, libraries, device and code. No host name, user name, path or environment variable."""
+def environment(device: str | None = None) -> dict:
+    """Python, libraries, `device` (if None the best) and code. No host name, user name, path or environment variable."""
     import torch
 
-    device, capabilities = best_device().type, torch.cpu.get_capabilities()
+    device, capabilities = device or best_device().type, torch.cpu.get_capabilities()
     names = {"cuda": torch.cuda.get_device_name, "cpu": lambda: f"CPU, {torch.get_num_threads()} threads"}
     return {
         "python": platform.python_version(),

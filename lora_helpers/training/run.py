@@ -137,11 +137,8 @@ def _make_plan(config: RunConfig, output_dir: Path, splits: Splits, began: float
 
     from .arguments import Plan, choose_arithmetic
 
-    device = {}
     if trains_on_gpu():
         torch.cuda.reset_peak_memory_stats()  # what ran before in this process is not the run's
-    else:  # without CUDA training keeps to the CPU, whatever other device there is
-        device = {"device": f"CPU, {torch.get_num_threads()} threads"}
     model, tokenizer = build_model(config)
     if config.max_length > (longest := longest_input(model)):
         raise InputError(f"max_length is {config.max_length}, but {config.base_model} has {longest} positions")
@@ -151,7 +148,7 @@ def _make_plan(config: RunConfig, output_dir: Path, splits: Splits, began: float
         "config": config.portable().to_dict(),
         "base": base_identity(config.base_model, config.base_revision),
         "data": {"source": splits.source, "rows": rows, "sha256": splits.fingerprints()},
-        "environment": environment() | device,
+        "environment": environment("cuda" if trains_on_gpu() else "cpu"),  # whatever other device there is
         "arithmetic": choose_arithmetic(config, model),
         "world_size": this_process().num_processes,
     }
