@@ -123,7 +123,7 @@ def test_columns_asked_for_make_text_and_id(tmp_path, suffix, caplog):
     assert not caplog.records
     assert [document.id for document in read_documents(path, text_columns="Body")] == [0, 1]
     for options in ({"text_columns": ["none"]}, {"text_columns": ["Body"], "id_column": "none"}):
-        with pytest.raises(InputError, match=r"columns 'Id, head line, Body'; wanted one `none`; --text-column"):
+        with pytest.raises(InputError, match=r"columns 'Id, head line, Body'; wanted one `none`; text_columns and "):
             list(read_documents(path, **options))
 
 

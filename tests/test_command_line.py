@@ -361,7 +361,7 @@ def test_a_reader_that_has_enough_is_no_error(monkeypatch):
     """As `… | head` ends; without the care that is taken, closing the stream would complain again."""
     reading, writing = os.pipe()
     os.close(reading)
-    found = SimpleNamespace(notices=[], files=0, tensors=0)
+    found = SimpleNamespace(notices=[], manifest={}, tensors=0)
     monkeypatch.setattr("lora_helpers.checkpoints.verify_checkpoint", lambda _: found)
     with os.fdopen(writing, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)

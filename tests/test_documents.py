@@ -344,7 +344,7 @@ def test_make_knows_every_target_that_the_documents_name():
 
 def test_the_pip_commands_are_those_of_make_and_the_same_on_windows():
     (posix,) = (code for code in code_blocks(README) if "-m venv" in code)
-    assert "On Windows write `py` for `python3` and `.venv\\Scripts\\` for `.venv/bin/`." in README
+    assert "On Windows write `py` for `python3` and `.venv\\Scripts\\` for `.venv/bin/`" in README
     assert all(line.startswith(("python3 ", ".venv/bin/")) for line in posix.strip().splitlines())
     assert "-m pip install -c constraints.txt -r requirements.txt" in posix
     makefile = (REPOSITORY / "Makefile").read_text()

@@ -14,7 +14,6 @@ LOADS = {
     "hf_hub_download",
     "cached_file",
 }
-LOCAL = {"pretraining/run.py"}  # loads the tokenizer from the folder that it has just written it to
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE = {"torch.load", "pd.read_pickle", "pandas.read_pickle", "trust_remote_code=True", "allow_pickle="}
 HARMLESS = {"pickle.UnpicklingError"}  # an exception, caught where torch refuses a file
@@ -71,10 +70,9 @@ def test_every_load_of_the_package_names_a_commit_or_stays_local_and_none_runs_c
     assert {"model.py", "training/run.py", "evidence/workload.py"} <= set(names)  # the wings are read too
     for name in names:
         tree = parse(name)
-        assert name in LOCAL or not find_unpinned_loads(tree), name
+        assert not find_unpinned_loads(tree), name
         assert not find_unsafe(tree), name
         assert not find_undecided_loads(tree), name
-    assert [len(find_unpinned_loads(parse(name))) for name in LOCAL] == [1]  # the exemption is for one call
 
 
 @pytest.mark.parametrize(
