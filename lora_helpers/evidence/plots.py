@@ -10,6 +10,7 @@ from ..figures import BLUE, GREEN, GREY, ORANGE, SMALL, draw_figures, make_axes,
 from ..records import committed_runs, read_evidence
 
 QUESTIONS = {  # parts, where they were run, and what they ask
+    "ablations": "itself without a shortcut",
     "batch-sizes": "smaller batches",
     "places": "adapters in another place",
     "ranks": "another rank",
