@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
 from .config import get_profile
+from .errors import written_into
 
 
 def draw_architecture(record: dict) -> Figure:
@@ -53,7 +54,8 @@ def draw_roberta_base(output_dir: Path | str) -> Path:
     config, path = get_profile("original"), Path(output_dir) / "roberta-base-architecture.png"
     model = build_meta_model(config)
     facts = {"config": config.to_dict(), "shape": shape_of(model), "parameters": count_parameters(model)}
-    draw_architecture(facts).savefig(path, metadata={"Software": None})
+    with written_into(output_dir):
+        draw_architecture(facts).savefig(path, metadata={"Software": None})
     return path
 
 

@@ -38,7 +38,7 @@ def written_into(folder):
         yield
     except OSError as error:
         reason = error.strerror or first_line(error)
-        raise InputError(f"{folder}: cannot be written ({reason}); name another folder, or copy the project") from error
+        raise InputError(f"{folder}: cannot be written ({reason}); make room there, or name another folder") from error
 
 
 def nearest(name: str, known) -> str:

@@ -103,7 +103,7 @@ class Classifier:
 
     def predict_file(
         self, source: Path | str, target: Path | str, *, probabilities: bool = False, progress: bool = True,
-        text_columns: Sequence[str] | None = None, id_column: str | None = None,
+        text_columns: str | Sequence[str] | None = None, id_column: str | None = None,
     ) -> int:  # fmt: skip
         """Label every document of `source` and write `target`, a CSV file `ID,Label` (ID from 0, label 0-3, file order);
         with `probabilities` LabelName and one column a class too. Returns the number of documents.

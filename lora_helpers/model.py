@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def build_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """The model that `config` trains, float32, and its tokenizer; the head is drawn here, so the seed is set here too.
 
-    Raises: InputError: the base cannot be loaded, a LoRA target names no layer, or new weights would stay frozen.
+    Raises: InputError: the base cannot be loaded, a LoRA target names no linear layer, or new weights would stay frozen.
     """
     import transformers
     from peft import get_peft_model
@@ -32,7 +32,8 @@ def build_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         config.base_model, config.base_revision, dropout=config.base_dropout, random=config.random_base,
         or_else=", or use the profile mini, which needs neither (PROFILE=mini)",
     )  # fmt: skip
-    linear = [n for n, module in base.base_model.named_modules() if isinstance(module, (Linear, Conv1D))]
+    prefix, kinds = f"{base.base_model_prefix}.", (Linear, Conv1D)
+    linear = [name for name, module in base.named_modules() if name.startswith(prefix) and isinstance(module, kinds)]
     if idle := [target for target in config.lora_targets if not any(f".{n}".endswith(f".{target}") for n in linear)]:
         names = sorted({name.rpartition(".")[2] for name in linear})
         fault = f"the encoder has no linear layer called {idle[0]!r}{nearest(idle[0], names)}"

@@ -123,7 +123,7 @@ def test_columns_asked_for_make_text_and_id(tmp_path, suffix, caplog):
     assert not caplog.records
     assert [document.id for document in read_documents(path, text_columns="Body")] == [0, 1]
     for options in ({"text_columns": ["none"]}, {"text_columns": ["Body"], "id_column": "none"}):
-        with pytest.raises(InputError, match=r"columns 'Id, head line, Body'; wanted one `none`; text_columns and "):
+        with pytest.raises(InputError, match=r"'Id, head line, Body'; wanted one `none`; text_columns, id_column "):
             list(read_documents(path, **options))
 
 
@@ -150,7 +150,7 @@ def test_one_notice_names_the_columns_that_nobody_reads(tmp_path, suffix, caplog
     assert read(path) == read(path) == [("a", None), ("b", None)]
     (notice,) = caplog.records
     assert notice.levelno == logging.WARNING
-    others = "text_columns and id_column (in a shell --text-column, --id-column) name others"
+    others = "text_columns, id_column (in a shell --text-column, --id-column) name others"
     assert f"columns not read: id, title; {others}" in notice.getMessage()
     caplog.clear()
     assert len(list(read_documents(path, text_columns=["title", "text"], id_column="id"))) == 2

@@ -13,7 +13,7 @@ from hub_repositories import SMALL, SMALL_PARAMETERS, build_base
 
 from lora_helpers import bases, checkpoints, records
 from lora_helpers.config import AG_NEWS, PROFILES, ROBERTA_BASE, get_profile
-from lora_helpers.errors import CheckFailed
+from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.evidence import rebuild, report, study, tables
 from lora_helpers.files.manifests import read_manifest
 from lora_helpers.files.places import CHECKPOINTS
@@ -225,14 +225,19 @@ def test_a_study_pairs_its_arms_by_seed(folders, monkeypatch):
 def test_arithmetic_is_compared_with_the_same_seeds_that_a_gpu_trained(monkeypatch):
     def run_seeds(profile, seeds, **fields):
         assert fields == {"tested": False, "eval_steps": 2400, "save_steps": 2400}
-        return [{"seed": seed, "validation_accuracy": 0.92 + (seed - 42) / 100} for seed in seeds]
+        row = {"arithmetic": arithmetic[-1]}
+        return [row | {"seed": seed, "validation_accuracy": 0.92 + (seed - 42) / 100} for seed in seeds]
 
+    arithmetic = ["float32"]
     variants = {"on query": {"validation_accuracy": [0.91, 0.92, 0.93, 0.94, 0.95]}, "on key": {}}
     monkeypatch.setattr(study, "run_seeds", run_seeds)
     monkeypatch.setattr(study, "read_evidence", lambda: {"places": {"variants": variants}})
     found = rebuild.PARTS["arithmetic"]()
     assert found["variants"]["float32"]["mean"] == pytest.approx(0.94)
     assert found["variants"]["bfloat16"]["difference"] == pytest.approx(0.01)  # float32 is ahead
+    arithmetic.append("bfloat16 autocast")
+    with pytest.raises(InputError, match="the runs here are in bfloat16 autocast; wanted float32"):
+        rebuild.PARTS["arithmetic"]()
 
 
 def test_seeds_have_a_mean_and_a_standard_deviation(monkeypatch):

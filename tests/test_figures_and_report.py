@@ -32,7 +32,7 @@ def words(figure) -> list[str]:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="file/figures: cannot be written .Not a directory.; name another folder"):
+    with pytest.raises(InputError, match="file/figures: cannot be written .Not a directory.; make room there"):
         draw_figures([COMMITTED], tmp_path / "file" / "figures")
     with pytest.raises(InputError, match="file/runs: cannot be written"):
         next_run_dir("mini", tmp_path / "file" / "runs")

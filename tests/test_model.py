@@ -269,6 +269,10 @@ def test_bad_bases_and_targets_are_one_line(tiny_config, tmp_path, monkeypatch):
         for targets in ((idle,), ("query", idle)):
             with pytest.raises(InputError, match=f"the encoder has no linear layer called '{idle}'{hint}{there}"):
                 build_model(tiny_config.replace(lora_targets=targets))
+    whole = "roberta.encoder.layer.1.attention.self.query"
+    model, _ = build_model(tiny_config.replace(lora_targets=(whole,)))
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    assert adapted == [f"base_model.model.{whole}"]
     with pytest.raises(InputError, match="could not be loaded"):
         build_model(tiny_config.replace(base_model=str(tmp_path)))
     monkeypatch.delenv("ROBERTA_BASE_DIR", raising=False)

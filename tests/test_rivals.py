@@ -56,10 +56,10 @@ def test_few_labels_are_drawn_by_class_and_the_linear_model_sees_the_same(tmp_pa
     drawn = [load_split(str(tmp_path / f"mini-40-rows-{seed}"), "train") for seed in (42, 43)]
     assert [[rows["label"][:].count(label) for label in range(4)] for rows in drawn] == [[10] * 4] * 2
     assert len({*drawn[0]["text"][:], *drawn[1]["text"][:]}) > 60
-    (few, few_linear), (_, many_linear) = ([arm["runs"] for arm in size["arms"].values()] for size in found["sizes"])
+    (few, few_linear), (many, many_linear) = ([arm["runs"] for arm in size["arms"].values()] for size in found["sizes"])
     assert [run["labelled_rows"] for run in few + few_linear] == [40] * 4
     assert many_linear[0]["test_accuracy"] > few_linear[0]["test_accuracy"]
-    for run in few + few_linear:
+    for run in few + few_linear + many + many_linear:
         right = from_digits(run["test_predictions"]) == from_digits(found["labels"])
         assert run["test_accuracy"] == np.mean(right)
     monkeypatch.setattr("lora_helpers.training.trainer.make_trainer", None)  # trained and scored once

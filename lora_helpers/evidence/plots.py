@@ -9,7 +9,7 @@ from ..architecture import draw_roberta_base
 from ..figures import BLUE, GREEN, GREY, ORANGE, SMALL, draw_figures, make_axes, save
 from ..records import committed_runs, read_evidence
 
-QUESTIONS = {  # parts, where they were run, and what they ask
+QUESTIONS = {  # parts, if they were run, and what they ask
     "ablations": "itself without a shortcut",
     "batch-sizes": "smaller batches",
     "places": "adapters in another place",
@@ -86,7 +86,8 @@ def _draw_ranges(arms: dict[str, dict[float, list[float]]], form: str, varied: s
     axes.set(xlabel=varied, ylabel=f"share of {split} rows right", title="Mean and range over seeds", xscale="log")
     axes.set_xticks(list(values), map(form.format, values))
     axes.minorticks_off()
-    axes.legend(loc="lower right", fontsize=SMALL)
+    if len(arms) > 1:
+        axes.legend(loc="lower right", fontsize=SMALL)
     return figure
 
 

@@ -119,8 +119,8 @@ def measure_growth(profile: str = "mini-agnews", sizes: tuple[int, ...] = STREAM
             with (Path(folder) / "texts.txt").open("w", encoding="utf-8") as stream:
                 stream.writelines(f"{texts[i % len(texts)].strip()}\n" for i in range(size))
             peak = watch_peak_memory()
-            classifier.predict_file(stream.name, Path(folder) / "labels.csv", progress=False)
-            found.append({"size": size, "peak_memory_mib": peak()})
+            labelled = classifier.predict_file(stream.name, Path(folder) / "labels.csv", progress=False)
+            found.append({"size": labelled, "peak_memory_mib": peak()})
     return {"predicted_rows": found}
 
 

@@ -116,7 +116,7 @@ def count_labels(profile: str = "mini-agnews", sizes: tuple[int, ...] = (500, 20
 
 def encode(config: RunConfig, ids: list[list[int]]) -> dict[str, np.ndarray]:
     """The frozen base's vectors of tokenised rows: that of `<s>`, and the `mean` over all tokens; <float32>[n, width]. They
-    are computed once and kept in checkpoints/runs/, in a file whose name stands for base and tokens."""
+    are computed once, all together, and kept in checkpoints/runs/, in a file whose name stands for base and tokens."""
     base = base_identity(config.base_model, config.base_revision)["sha256"]
     path = RUNS / f"vectors-{hashlib.sha256(f'{base} {ids}'.encode()).hexdigest()[:10]}.safetensors"
     if path.is_file():

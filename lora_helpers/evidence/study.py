@@ -14,6 +14,7 @@ from ..checkpoints import list_checkpoints
 from ..config import RunConfig, get_profile
 from ..data import load_split
 from ..environment import code_mark, environment
+from ..errors import InputError
 from ..files.places import CHECKPOINTS, RUNS
 from ..inference import Classifier, evaluate_classifier
 from ..records import RunRecord, count_labelled, read_evidence, read_record, validation_rows, write_record
@@ -85,9 +86,11 @@ def compare_arms(accuracies: dict[str, Sequence[float]]) -> dict[str, dict]:
 
 
 def compare_arithmetic(profile: str = "mini-agnews") -> dict:
-    """The profile on this machine beside the same seeds of `PLACES`, which a GPU trained in bfloat16."""
-    here = run_seeds(profile, MORE_SEEDS, tested=False, **at_its_end(get_profile(profile)))
+    """The profile in float32 on this machine, beside the same seeds of `PLACES`, which a GPU trained in bfloat16."""
     there = read_evidence()["places"]["variants"]["on query"]["validation_accuracy"]
+    here = run_seeds(profile, MORE_SEEDS, tested=False, **at_its_end(get_profile(profile)))
+    if other := {run["arithmetic"] for run in here} - {"float32"}:
+        raise InputError(f"arithmetic: the runs here are in {other.pop()}; wanted float32, so run it on a CPU")
     variants = compare_arms({"float32": [run["validation_accuracy"] for run in here], "bfloat16": there})
     return {"profile": profile, "variants": variants, "runs": here}
 
@@ -159,6 +162,7 @@ def _describe(record: dict, tested: bool) -> dict:
         "validation_loss": evaluations[-1]["eval_loss"],
         "curve": [[row["step"], row["eval_accuracy"]] for row in evaluations],
         "seconds": record["timing"]["seconds"],
+        "arithmetic": record.get("arithmetic"),  # unknown of a run of version 1.0.0
         "code": code_mark(record["environment"]),
     } | scores
 

@@ -1,5 +1,6 @@
 """The tables of the documents, and how a number is written there: from the committed records alone."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
@@ -9,12 +10,12 @@ from ..config import BUNDLED, PROFILES, get_profile
 from ..evaluation import accuracy_interval, compare, from_digits
 from ..records import count_labelled, find_rivals
 
-NO_RECORD, NO_VALUE = "not run yet", "not measured"
+NO_RECORD, NO_VALUE, NO_TEST = "not run yet", "not measured", "no paired test yet"
 ROBERTA_BASE, BASE = "roberta-base", "roberta-mini"  # the two shapes of the benchmark; the second is the bundled base
 FORMS: dict[str, Callable] = {
     "minutes": lambda seconds: f"{seconds / 60:.1f}",
     "GiB": lambda mib: f"{mib / 1024:.1f}",
-    "points": lambda share: f"{100 * share:+.1f}",
+    "points": lambda share: f"{100 * share:+.2f}",
     "millions": lambda count: f"{count / 1e6:,.1f}",  # also bytes as MB
 }
 # Not measured by this project: model, accuracy, test rows, trained parameters, labelled rows. README has the sources.
@@ -93,11 +94,9 @@ def _describe(title: str, run: dict, seeds: list[dict], linear: dict) -> tuple[s
     interval = _interval(run["test_accuracy"], run.get("test_examples") or len(predictions))
     spread = _spread(seeds, "test_accuracy") if len(seeds) > 1 else ""
     sizes = (f"{run[key]:,}" for key in ("trained_parameters", "labelled_rows"))
-    paired = (
-        everything,
-        "the same" if same == everything else same,
-    )  # a run whose batches hold all rows has one such model
-    return title, f"{run['test_accuracy']:.4f}", interval, spread, *sizes, *paired
+    # A run whose batches hold all rows has one such model.
+    same = "the same" if same == everything != NO_TEST else same
+    return title, f"{run['test_accuracy']:.4f}", interval, spread, *sizes, everything, same
 
 
 def _interval(accuracy: float, rows: int) -> str:
@@ -112,16 +111,16 @@ def _spread(runs: list[dict], key: str) -> str:
 
 def _compare(*by_row: str | None, seeds: Iterable[dict] = ()) -> str:
     """The difference of accuracy, in points, between two models, paired row by row: a digit a row of each, and the labels.
-    Where not all of the first model's `seeds` give its verdict, how many do."""
+    Where not all of the first model's `seeds` give its verdict, the one that most of them give."""
     if not all(by_row):
-        return "no paired test yet"
+        return NO_TEST
     found, *others = (
         compare(*map(from_digits, (predictions, *by_row[1:])))
         for predictions in (by_row[0], *(run["test_predictions"] for run in seeds if "test_predictions" in run))
     )
-    agree = sum(each["verdict"] == found["verdict"] for each in others)
-    counted = f"; {agree} of {len(others)} seeds agree" if agree < len(others) else ""
-    return f"{found['verdict']}: {_points(found)}{counted}"
+    votes = Counter(each["verdict"] for each in others)
+    most = "".join(f"; {count}/{len(others)} seeds {verdict}" for verdict, count in votes.most_common(1))
+    return f"{found['verdict']}: {_points(found)}{most if votes.keys() - {found['verdict']} else ''}"
 
 
 def _points(found: dict) -> str:
@@ -180,8 +179,9 @@ def make_gpu_batches(records: dict) -> Iterable[tuple[str, ...]]:
     kinds, rows = ("bfloat16", "float32"), records.get("gpu-batches", {}).get("rows", [])
     yield "rows", *(f"{kind}, {what}" for kind in kinds for what in ("examples/s", "GiB"))
     for size in dict.fromkeys(row["batch_size"] for row in rows):
-        its = (row for row in rows if row["batch_size"] == size)  # in the order of `kinds`
-        cells = ((f"{row['examples_per_second']:,.0f}", FORMS["GiB"](row["peak_memory_mib"])) for row in its)
+        its = {row["arithmetic"]: row for row in rows if row["batch_size"] == size}
+        pairs = ((its[kind]["examples_per_second"], its[kind]["peak_memory_mib"]) for kind in kinds)
+        cells = ((f"{rate:,.0f}", FORMS["GiB"](memory)) for rate, memory in pairs)
         yield f"{size}", *chain.from_iterable(cells)
 
 

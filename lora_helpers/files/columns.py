@@ -38,9 +38,7 @@ class Columns:
     def choose(self, names: Sequence[str], where: str) -> list[int]:
         """The places among `names` of the columns to read: label and id, as far as they are wanted, then the text's;
         InputError if one of them is not there exactly once."""
-        hint = (
-            "" if self.labelled else "; text_columns and id_column (in a shell --text-column, --id-column) name others"
-        )
+        hint = "" if self.labelled else "; text_columns, id_column (in a shell --text-column, --id-column) name others"
         text, chosen = [tuple(self.text)] if self.text else TEXT, []
         for ways in [LABEL] * self.labelled + [[(self.id,)]] * (self.id is not None) + [text]:
             found = {way: places for way in ways if None not in (places := [_place(names, name) for name in way])}

@@ -31,8 +31,9 @@ MARKS = {";": "semicolons", "|": "bars", "\t": "tabs", ",": "commas"}
 
 
 def read_documents(
-    path: Path | str, *, text_columns: Sequence[str] | None = None, id_column: str | None = None, labelled: bool = False
-) -> Iterator[Document]:
+    path: Path | str, *, text_columns: str | Sequence[str] | None = None, id_column: str | None = None,
+    labelled: bool = False,
+) -> Iterator[Document]:  # fmt: skip
     """Yield each row of a file in one of the formats of `READERS` as a `Document`, in file order.
 
     The text is the column `text`, or `title` and `description` joined by a blank, or else `text_columns`; the id is the

@@ -142,7 +142,8 @@ def restore_finished(trainer, last: Path, output_dir: Path) -> None:
     """Restore a finished run from its last checkpoint, copied if need be; the Trainer would do one step more."""
     from transformers import TrainerState
 
-    trainer.model.load_adapter(last, "default", is_trainable=True)
+    # Left to itself, PEFT loads onto whatever GPU there is, also where the run keeps to the CPU.
+    trainer.model.load_adapter(last, "default", is_trainable=True, torch_device=str(trainer.args.device))
     trainer.state = TrainerState.load_from_json(last / "trainer_state.json")
     if last.parent != output_dir.resolve() and leads():
         shutil.copytree(last, output_dir / last.name)

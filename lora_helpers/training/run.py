@@ -69,9 +69,11 @@ def next_run_dir(profile: str, runs: Path = RUNS) -> Path:
     while leads() and not made:
         names = [path.name.removeprefix(f"{profile}-") for path in runs.glob(f"{profile}-*")]
         number = max((int(name) for name in names if name.isdigit()), default=0) + 1  # mini-agnews-3 is no run of mini
-        with written_into(runs), suppress(FileExistsError):  # another run took it meanwhile
-            (runs / f"{profile}-{number}").mkdir(parents=True)
-            made = [runs / f"{profile}-{number}"]
+        with written_into(runs):
+            runs.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # another run took it meanwhile
+                (runs / f"{profile}-{number}").mkdir()
+                made = [runs / f"{profile}-{number}"]
     return broadcast_object_list(made or [None])[0]
 
 
