@@ -154,7 +154,7 @@ def run_folder(config: RunConfig) -> Path:
 def _describe(record: dict, tested: bool) -> dict:
     evaluations, scores = validation_rows(record), {}
     if tested:
-        scores = {f"test_{key}": record["test"][key] for key in ("accuracy", "interval", "predictions")}
+        scores = {f"test_{key}": record["test"][key] for key in ("accuracy", "predictions")}
         scores |= {"trained_parameters": record["parameters"]["trainable"], "labelled_rows": count_labelled(record)}
     return {
         "seed": record["config"]["seed"],
