@@ -165,7 +165,7 @@ NAMED_ALONE = {  # what committed runs rest on, and what takes hours
     "arithmetic": study.compare_arithmetic,
     "places": partial(study.run_study, study.PLACES),
     "ranks": partial(study.run_study, study.RANKS, seeds=study.SEEDS),
-    "learning-rates": partial(study.run_study, study.LEARNING_RATES, seeds=study.SEEDS[:2]),
+    "learning-rates": partial(study.run_study, study.LEARNING_RATES),
     "random-base": partial(study.run_study, study.BASES, seeds=study.SEEDS[:2]),
     "label-counts": partial(_load_and_run, "rivals", "count_labels"),
     "rivals": partial(_load_and_run, "rivals", "measure_rivals"),
