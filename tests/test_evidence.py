@@ -133,7 +133,7 @@ def test_every_profile_is_a_part_and_hours_are_asked_for_by_name(monkeypatch, fo
     ran = []
     monkeypatch.setattr(rebuild, "PARTS", {name: lambda name=name: ran.append(name) for name in rebuild.PARTS})
     rebuild.rebuild([])
-    assert ran and not set(ran) & {*PROFILES, *rebuild.NAMED_ALONE, *rebuild.ON_GPU}
+    assert ran and not set(ran) & {*PROFILES, *rebuild.NAMED_ALONE, *rebuild.ON_AMX, *rebuild.ON_GPU}
     (folders / "mini").mkdir()
     (folders / "mini" / "run.json").write_text("{}")
     rebuild.rebuild([])
@@ -238,6 +238,32 @@ def test_arithmetic_is_compared_with_the_same_seeds_that_a_gpu_trained(monkeypat
     arithmetic.append("bfloat16 autocast")
     with pytest.raises(InputError, match="the runs here are in bfloat16 autocast; wanted float32"):
         rebuild.PARTS["arithmetic"]()
+
+
+def test_losses_are_compared_on_bases_that_lack_one_and_paired_by_the_seed_of_both(folders, monkeypatch):
+    pretrained, tuned = {}, []
+
+    def fake_pretrain(config, folder, *, resume):
+        pretrained[str(folder)] = (config.words_weight, config.contrast_weight, config.seed, config.max_steps, resume)
+        return {"log": [{"eval_masked_loss": 3.5}, {"eval_masked_loss": config.words_weight + config.seed}]}
+
+    def fake_seeds(profile, seeds, *, tested, base_model, **ends):
+        tuned.append((base_model, seeds))
+        words, contrast, seed, *_ = pretrained[base_model]
+        assert (profile, seeds, tested, ends) == ("mini-agnews", (seed,), False, study.at_its_end(get_profile(profile)))
+        return [{"validation_accuracy": 0.9 + words / 100 + contrast / 1000 + seed / 10_000}]
+
+    monkeypatch.setattr("lora_helpers.pretraining.run.pretrain", fake_pretrain)
+    monkeypatch.setattr(study, "run_seeds", fake_seeds)
+    found = rebuild.PARTS["losses"]()
+    assert [key for key, _ in tuned] == list(pretrained) and len(pretrained) == 4 * 3  # every base has its own folder
+    assert {each[:2] for each in pretrained.values()} == {(0.5, 0.5), (0.0, 0.5), (0.5, 0.0), (0.0, 0.0)}
+    assert {each[2:] for each in pretrained.values()} == {(seed, 4000, True) for seed in (42, 43, 44)}
+    assert found["masked_loss"]["without words"] == [42.0, 43.0, 44.0] and found["steps"] == 4000
+    variants = found["variants"]
+    assert variants["without words"]["difference"] == pytest.approx(0.005)
+    assert variants["without halves"]["difference"] == pytest.approx(0.0005)
+    assert variants["masked tokens alone"]["difference"] == pytest.approx(0.0055)
 
 
 def test_seeds_have_a_mean_and_a_standard_deviation(monkeypatch):

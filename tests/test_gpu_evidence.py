@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
+from accelerate.utils import TorchDynamoPlugin
 from safetensors.torch import load_file, save_file
 
 from lora_helpers.checkpoints import list_checkpoints
@@ -52,9 +52,18 @@ def test_devices_are_compared_by_probability_and_bfloat16_by_label(monkeypatch):
 def test_a_whole_run_is_timed_with_random_weights(runs, monkeypatch):
     timing, asked = {"seconds": 60.0, "peak_memory_mib": {"gpu": 1000.0}}, []
     record = {"arithmetic": "bfloat16", "timing": timing}
-    monkeypatch.setattr(gpu, "train", lambda config, _, resume: asked.append((config, resume)) or record)
+
+    def fake(config, folder, *, resume):
+        asked.append((config, folder, resume, TorchDynamoPlugin().use_regional_compilation))  # as accelerate reads it
+        return record
+
+    monkeypatch.setattr(gpu, "train", fake)
     (row,) = gpu.time_headline(["roberta-base"])["rows"]
-    assert asked == [(get_profile("roberta-base", random_base=True), True)]
+    rebuild.PARTS["gpu-headline-compiled"]()
+    (its, plain, *first), (same, compiled, *second) = asked
+    assert its == same == get_profile("roberta-base", random_base=True) and plain != compiled
+    assert first == [True, False] and second == [True, True]
+    assert not TorchDynamoPlugin().use_regional_compilation  # afterwards all is as before
     assert row["arithmetic"] == "bfloat16" and (row["seconds"], row["peak_memory_mib"]) == (60.0, 1000.0)
 
 
@@ -73,7 +82,7 @@ def test_steps_are_timed_by_batch_size_and_arithmetic(tiny_base, monkeypatch):
     monkeypatch.setattr(gpu, "full_size_shape", lambda _: shape)
     monkeypatch.setattr(gpu, "SAMPLED", 2_000)
     monkeypatch.setattr(gpu, "get_profile", lambda name: get_profile(name, max_length=64))
-    monkeypatch.setattr(torch, "compile", lambda model, dynamic: asked.append(dynamic) or model)
+    monkeypatch.setattr(gpu, "compile_regions", lambda model, dynamic: asked.append(dynamic) or model)
     for compiled in (False, True):
         rows = gpu.time_batch_sizes((4, 8), 2, compiled=compiled)["rows"]
         ways = [(row["batch_size"], row["arithmetic"]) for row in rows]

@@ -93,14 +93,17 @@ def make_peers(model, tokenizer, longest: int) -> dict[str, Peer]:
 
 
 def make_onnxruntime(model, tokenizer, longest: int) -> Peer:
-    """ONNX Runtime on the CPU, matrix products in int8 by its own tool, texts sorted by length as `Classifier` does."""
-    from onnxruntime import InferenceSession
+    """ONNX Runtime on the CPU, matrix products in int8 by its own tool, texts sorted by length as `Classifier` does, on as
+    many threads as torch has (by itself it takes every core, also those that the process may not use)."""
+    from onnxruntime import InferenceSession, SessionOptions
     from onnxruntime.quantization import quantize_dynamic
 
     with loading(), tempfile.TemporaryDirectory() as folder:
         write_onnx(model.cpu(), tokenizer, Path(folder))
         quantize_dynamic(f"{folder}/model.onnx", f"{folder}/int8.onnx")
-        session = InferenceSession(f"{folder}/int8.onnx", providers=["CPUExecutionProvider"])
+        options = SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = InferenceSession(f"{folder}/int8.onnx", options, providers=["CPUExecutionProvider"])
 
     def predict(texts: list[str], size: int) -> None:
         cut, texts = {"padding": True, "truncation": True, "max_length": longest}, sorted(texts, key=len)

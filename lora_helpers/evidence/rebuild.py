@@ -161,12 +161,13 @@ NAMED_ALONE = {  # what committed runs rest on, and what takes hours
     "rows": list_rows,
     "mini-agnews-seeds": partial(study.repeat_seeds, "mini-agnews", study.MORE_SEEDS),
     "batch-sizes": partial(study.run_study, study.BATCH_SIZES),
-    "ablations": partial(study.run_study, study.ABLATIONS, seeds=study.SEEDS),
+    "ablations": partial(study.run_study, study.ABLATIONS),
     "arithmetic": study.compare_arithmetic,
     "places": partial(study.run_study, study.PLACES),
-    "ranks": partial(study.run_study, study.RANKS, seeds=study.SEEDS),
+    "ranks": partial(study.run_study, study.RANKS),
     "learning-rates": partial(study.run_study, study.LEARNING_RATES),
-    "random-base": partial(study.run_study, study.BASES, seeds=study.SEEDS[:2]),
+    "random-base": partial(study.run_study, study.BASES),
+    "losses": study.compare_losses,
     "label-counts": partial(_load_and_run, "rivals", "count_labels"),
     "rivals": partial(_load_and_run, "rivals", "measure_rivals"),
     "mpnet-rivals": partial(_load_and_run, "rivals", "measure_rivals", "mpnet-base", {"head alone": (42,)}),
@@ -174,14 +175,20 @@ NAMED_ALONE = {  # what committed runs rest on, and what takes hours
     "mpnet-resumed": partial(resume_again, "mpnet-base"),
     "mpnet-int8": partial(_load_and_run, "prediction_speed", "compare_precisions", "mpnet-base", 1),
 }
+IN_SHORT = {"rounds": 3, "batches": 2, "rows": 64, "left_out": ("original", "pad-128")}
+ON_AMX = {  # on two cores of a processor that multiplies bfloat16 and int8 by instructions of its own
+    "bench-amx": partial(_load_and_run, "training_speed", "run_benchmark", **IN_SHORT),
+    "prediction-speed-amx": time_file,
+}
 ON_GPU = {
     "gpu-devices": partial(_load_and_run, "gpu", "compare_devices"),
     "gpu-repeated": partial(_load_and_run, "gpu", "repeat_runs"),
     "gpu-headline": partial(_load_and_run, "gpu", "time_headline"),
+    "gpu-headline-compiled": partial(_load_and_run, "gpu", "time_headline", ("roberta-base",), compiled=True),
     "gpu-course": partial(_load_and_run, "gpu", "time_course"),
     "gpu-batches": partial(_load_and_run, "gpu", "time_batch_sizes"),
     "gpu-compiled": partial(_load_and_run, "gpu", "time_batch_sizes", compiled=True),
     "mpnet-studies": partial(study.run_study, study.AT_FULL_SIZE, profile="mpnet-base", seeds=study.SEEDS, tested=True),
     "mpnet-rivals-seeds": partial(_load_and_run, "rivals", "measure_full_size"),
 }
-PARTS = {profile: partial(rerun_profile, profile) for profile in PROFILES} | BY_DEFAULT | NAMED_ALONE | ON_GPU
+PARTS = {profile: partial(rerun_profile, profile) for profile in PROFILES} | BY_DEFAULT | NAMED_ALONE | ON_AMX | ON_GPU

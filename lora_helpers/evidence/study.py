@@ -6,6 +6,7 @@ finished; so each row says which code trained it. `rebuild` records each study a
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,12 @@ AT_FULL_SIZE = {  # of `mpnet-base`
 BATCH_SIZES = {"batches of 32": {}, "batches of 16": {"batch_size": 16}}  # whose steps see half of the rows
 BASES = {"pretrained": {}, "random": {"random_base": True}}  # what rests on the pretraining
 LEARNING_RATES = {"4e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "2e-3", "8e-3")}
+LOSSES = {  # of the bundled base's pretraining
+    "all three": {},
+    "without words": {"words_weight": 0.0},
+    "without halves": {"contrast_weight": 0.0},
+    "masked tokens alone": {"words_weight": 0.0, "contrast_weight": 0.0},
+}
 
 
 def at_its_end(config: RunConfig) -> dict[str, int]:
@@ -110,6 +117,20 @@ def run_seeds(profile: str, seeds: Sequence[int], *, tested: bool = True, **fiel
         here = config == get_profile(profile) and committed.is_dir()
         rows.append(_describe(read_record(committed) if here else make(config, run_folder(config)), tested))
     return rows
+
+
+def compare_losses(profile: str = "mini-agnews", steps: int = 4000) -> dict:
+    """What the losses of the pretraining are worth: the profile on bases that were pretrained with all or fewer of them, for
+    fewer steps than the bundled one; a seed is that of both. `masked_loss`: each base's, in nats, on validation text."""
+    from ..pretraining.run import PretrainingConfig, pretrain
+
+    runs, masked, ends = {arm: [] for arm in LOSSES}, {arm: [] for arm in LOSSES}, at_its_end(get_profile(profile))
+    for (arm, changes), seed in product(LOSSES.items(), SEEDS):
+        folder = RUNS / f"base-{steps}-steps-{arm.replace(' ', '-')}-{seed}"
+        record = pretrain(PretrainingConfig(max_steps=steps, seed=seed, **changes), folder, resume=True)
+        masked[arm].append(record["log"][-1]["eval_masked_loss"])
+        runs[arm] += run_seeds(profile, (seed,), tested=False, base_model=str(folder), **ends)
+    return {"profile": profile, "steps": steps, "masked_loss": masked, "variants": compare_runs(runs)}
 
 
 def choose_rate(profile: str = "mpnet-base", steps: int = 300) -> dict:

@@ -26,19 +26,22 @@ BFLOAT16 = "-bfloat16"  # ends the name of a row that was computed in it
 IN_BFLOAT16 = ("trainer-default", "ours")  # pipelines that are measured in it too, where it is fast
 
 
-def run_benchmark(shapes: dict | None = None, *, rounds: int = 5, batches: int = 4, rows: int = 128) -> dict:
-    """Every measurement of a step and of prediction, for roberta-base's shape and the bundled base's, as one record."""
+def run_benchmark(
+    shapes: dict | None = None, *, rounds: int = 5, batches: int = 4, rows: int = 128, left_out: tuple[str, ...] = ()
+) -> dict:
+    """Every measurement of a step and of prediction, for roberta-base's shape and the bundled base's, as one record; without
+    the pipelines `left_out`."""
     steps, ahead, prediction = [], {}, {}
     ours = {"roberta-base": full_size_shape(ROBERTA_BASE), "roberta-mini": read_shape(REPOSITORY / ROBERTA_MINI)}
     for model, shape in (shapes or ours).items():
-        measured = measure_steps(shape, rounds=rounds, batches=batches)
+        measured = measure_steps(shape, rounds=rounds, batches=batches, left_out=left_out)
         steps += [{"model": model, "pipeline": name} | row for name, row in measured.items()]
         ahead[model] = compare_rates({name: row["by_round"] for name, row in measured.items()})
         prediction[model] = measure_prediction(shape, rounds=rounds, rows=rows)
     return {"rounds": rounds, "batch_size": BATCH, "rows": steps, "ours_over": ahead, "prediction": prediction}
 
 
-def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
+def measure_steps(shape, *, rounds: int, batches: int, left_out: tuple[str, ...] = ()) -> dict[str, dict]:
     """By pipeline, taking turns (A B C D, A B C D, …), after one step in each turn to warm up: examples_per_second
     `by_round` and their median, padding (processed tokens over real ones), peak_memory_mib (None where the system cannot
     reset it). Where bfloat16 is fast, two come under autocast too, as with the Trainer's `bf16=True`.
@@ -48,7 +51,8 @@ def measure_steps(shape, *, rounds: int, batches: int) -> dict[str, dict]:
     in_base = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and "lora" not in name]
     lengths = sample_lengths(SAMPLED, longest=longest_input(model))
     # The batches of `original` are all about as wide, and one takes as long as ten of ours: one is enough.
-    plans = {name: plan_epoch(name, lengths, 1 if name == "original" else batches) for name in PIPELINES}
+    names = [name for name in PIPELINES if name not in left_out]
+    plans = {name: plan_epoch(name, lengths, 1 if name == "original" else batches) for name in names}
     plans |= {FULL: plans["ours"]} | {name + BFLOAT16: plans[name] for name in IN_BFLOAT16 if has_fast_bfloat16()}
     rates, peaks = {name: [] for name in plans}, {name: [] for name in plans}
     for _ in range(rounds):
