@@ -30,7 +30,7 @@ evidence: .venv/installed  ## rerun the committed runs, controls and baselines (
 
 gpu:  ## on a CUDA device, with python3's torch and not .venv's: its tests and its parts of the evidence
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -q tests/test_gpu.py
-	$(PYTHON) -m lora_helpers evidence gpu-devices gpu-repeated gpu-headline gpu-course gpu-batches gpu-compiled
+	$(PYTHON) -m lora_helpers evidence gpu-devices gpu-repeated gpu-headline gpu-course gpu-batches
 	$(PYTHON) -m lora_helpers evidence mpnet-rivals-seeds mpnet-studies  # goes on where it was stopped
 	$(PYTHON) -m lora_helpers report
 

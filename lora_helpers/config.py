@@ -168,8 +168,7 @@ PROFILES = {
     # The same small base on real AG News; its five checkpoints are committed.
     "mini-agnews": _MINI.replace(
         profile="mini-agnews", dataset=AG_NEWS, dataset_revision=AG_NEWS_REVISION, validation_share=0.08,
-        learning_rate=4e-3,  # of those that `evidence learning-rates` tried
-        warmup_steps=100, batch_size=32, max_steps=2400, eval_steps=250, save_steps=500,
+        learning_rate=2e-3, warmup_steps=100, batch_size=32, max_steps=2400, eval_steps=250, save_steps=500,
     ),
     # The recipe of a course project, number by number (the defaults above).
     "original": RunConfig(),

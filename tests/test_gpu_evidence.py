@@ -1,8 +1,9 @@
 """The parts of the evidence that need a GPU, as far as a CPU can try them."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
-from accelerate.utils import TorchDynamoPlugin
 from safetensors.torch import load_file, save_file
 
 from lora_helpers.checkpoints import list_checkpoints
@@ -52,18 +53,9 @@ def test_devices_are_compared_by_probability_and_bfloat16_by_label(monkeypatch):
 def test_a_whole_run_is_timed_with_random_weights(runs, monkeypatch):
     timing, asked = {"seconds": 60.0, "peak_memory_mib": {"gpu": 1000.0}}, []
     record = {"arithmetic": "bfloat16", "timing": timing}
-
-    def fake(config, folder, *, resume):
-        asked.append((config, folder, resume, TorchDynamoPlugin().use_regional_compilation))  # as accelerate reads it
-        return record
-
-    monkeypatch.setattr(gpu, "train", fake)
+    monkeypatch.setattr(gpu, "train", lambda config, _, resume: asked.append((config, resume)) or record)
     (row,) = gpu.time_headline(["roberta-base"])["rows"]
-    rebuild.PARTS["gpu-headline-compiled"]()
-    (its, plain, *first), (same, compiled, *second) = asked
-    assert its == same == get_profile("roberta-base", random_base=True) and plain != compiled
-    assert first == [True, False] and second == [True, True]
-    assert not TorchDynamoPlugin().use_regional_compilation  # afterwards all is as before
+    assert asked == [(get_profile("roberta-base", random_base=True), True)]
     assert row["arithmetic"] == "bfloat16" and (row["seconds"], row["peak_memory_mib"]) == (60.0, 1000.0)
 
 
@@ -73,21 +65,31 @@ def test_what_takes_a_gpu_is_not_measured_without_one(monkeypatch):
         rebuild.rebuild(["gpu-course"])
 
 
+@pytest.mark.parametrize(("bfloat16", "gpu"), [(False, False), (True, True), (True, False)])
+def test_what_takes_a_processor_with_bfloat16_is_measured_on_one_alone(bfloat16, gpu, monkeypatch):
+    ran = []
+    monkeypatch.setattr(rebuild, "has_fast_bfloat16", lambda device: bfloat16 and device == "cpu")
+    monkeypatch.setattr(rebuild, "trains_on_gpu", lambda: gpu)
+    monkeypatch.setattr(rebuild, "PARTS", {"bench-bfloat16": lambda: ran.append("bench")})
+    refused = pytest.raises(InputError, match="bench-bfloat16: measured on a processor that has bfloat16")
+    with nullcontext() if bfloat16 and not gpu else refused:
+        rebuild.rebuild(["bench-bfloat16"])
+    assert len(ran) == (bfloat16 and not gpu)
+
+
 @pytest.mark.slow
 def test_steps_are_timed_by_batch_size_and_arithmetic(tiny_base, monkeypatch):
     from transformers import AutoConfig
 
-    shape, asked = AutoConfig.from_pretrained(tiny_base, num_labels=4), []
+    shape = AutoConfig.from_pretrained(tiny_base, num_labels=4)
     assert shape.hidden_dropout_prob == 0.1
     monkeypatch.setattr(gpu, "full_size_shape", lambda _: shape)
     monkeypatch.setattr(gpu, "SAMPLED", 2_000)
     monkeypatch.setattr(gpu, "get_profile", lambda name: get_profile(name, max_length=64))
-    monkeypatch.setattr(gpu, "compile_regions", lambda model, dynamic: asked.append(dynamic) or model)
-    for compiled in (False, True):
-        rows = gpu.time_batch_sizes((4, 8), 2, compiled=compiled)["rows"]
-        ways = [(row["batch_size"], row["arithmetic"]) for row in rows]
-        assert ways == [(4, "bfloat16"), (8, "bfloat16"), (4, "float32"), (8, "float32")]
-        assert all(row["examples_per_second"] > 0 for row in rows) and len(asked) == compiled
+    rows = gpu.time_batch_sizes((4, 8), 2)["rows"]
+    ways = [(row["batch_size"], row["arithmetic"]) for row in rows]
+    assert ways == [(4, "bfloat16"), (8, "bfloat16"), (4, "float32"), (8, "float32")]
+    assert all(row["examples_per_second"] > 0 for row in rows)
     assert shape.hidden_dropout_prob == shape.attention_probs_dropout_prob == 0.0  # as our recipe has it
     course = gpu.time_course(3)
     assert course["steps"] == 3

@@ -4,12 +4,10 @@ For speed roberta-base's shape and tokenizer are enough (ROBERTA_BASE_DIR): its 
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from itertools import product
 
 import numpy as np
-from accelerate.utils import compile_regions, patch_environment
 from safetensors.torch import load_file
 
 from ..bases import compute_first_token_alone, full_size_shape
@@ -26,9 +24,6 @@ from .workload import BATCH, make_model, plan_epoch, sample_lengths
 
 SIZES = (16, 32, 64, 128, 256, 512)  # rows of a batch
 MEASURED = 12  # batches of each
-# What tells accelerate to compile, by `torch.compile`: one encoder layer, for all of them, for batches of any length.
-COMPILED = {"BACKEND": "inductor", "USE_REGIONAL_COMPILATION": "true", "USE_DYNAMIC": "true"}
-COMPILED = {f"ACCELERATE_DYNAMO_{name}": value for name, value in COMPILED.items()}
 
 
 def compare_devices(profile: str = "mini-agnews") -> dict:
@@ -63,14 +58,11 @@ def repeat_runs(profile: str = "mini") -> dict:
     return found
 
 
-def time_headline(profiles: Sequence[str] = ("roberta-base", "original"), *, compiled: bool = False) -> dict:
-    """Whole runs, evaluations included: `seconds` from their start to their record, and peak memory; `compiled` as
-    accelerate does where `COMPILED` stands in the environment, the compiling counted."""
+def time_headline(profiles: Sequence[str] = ("roberta-base", "original")) -> dict:
+    """Whole runs, evaluations included: `seconds` from their start to their record, and peak memory."""
     rows = []
     for profile in profiles:
-        folder = RUNS / f"gpu-{profile}{'-compiled' if compiled else ''}"
-        with patch_environment(**COMPILED) if compiled else nullcontext():
-            record = train(get_profile(profile, random_base=True), folder, resume=True)
+        record = train(get_profile(profile, random_base=True), RUNS / f"gpu-{profile}", resume=True)
         seconds, memory = record["timing"]["seconds"], record["timing"]["peak_memory_mib"]["gpu"]
         its = {"profile": profile, "arithmetic": record["arithmetic"]}
         rows.append(its | {"seconds": seconds, "peak_memory_mib": memory})
@@ -89,15 +81,15 @@ def time_course(steps: int = 200) -> dict:
     return {"steps": steps, **speed, "peak_memory_mib": peak()}
 
 
-def time_batch_sizes(sizes: Sequence[int] = SIZES, batches: int = MEASURED, *, compiled: bool = False) -> dict:
+def time_batch_sizes(sizes: Sequence[int] = SIZES, batches: int = MEASURED) -> dict:
     """Examples a second and peak memory of a step with batches of like length, by their rows, in float32 (without TF32) and
-    in bfloat16 autocast; `compiled` as with `COMPILED`, the compiling not counted."""
+    in bfloat16 autocast."""
     config, shape, rows = get_profile("roberta-base"), full_size_shape(ROBERTA_BASE), []
     shape.hidden_dropout_prob = shape.attention_probs_dropout_prob = config.base_dropout
     model = make_model(shape, config)
     lengths = sample_lengths(SAMPLED, longest=config.max_length)
     with compute_first_token_alone(model.base_model.model):
-        step = make_step(compile_regions(model, dynamic=True) if compiled else model, config)
+        step = make_step(model, config)
         for bfloat16, size in product((True, False), sizes):
             take = partial(take_steps, step, plan_epoch("ours", lengths, batches, size), model, bfloat16=bfloat16)
             take()  # to warm up: in bfloat16 the first step of every shape is many times as slow

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from ..checkpoints import WEIGHTS, list_checkpoints, step_of
 from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
 from ..data import COMMITTED_ROWS, load_ag_news, load_split, row_marks
-from ..environment import environment, trains_on_gpu
+from ..environment import environment, has_fast_bfloat16, trains_on_gpu
 from ..errors import InputError
 from ..figures import draw_figures
 from ..files.manifests import hash_file, read_manifest, seal
@@ -41,6 +41,9 @@ def rebuild(parts: list[str]) -> None:
         raise InputError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
     if (on_gpu := ON_GPU.keys() & parts) and not trains_on_gpu():
         raise InputError(f"{', '.join(sorted(on_gpu))}: measured on a GPU with CUDA, and there is none that works")
+    if (elsewhere := ON_BFLOAT16.keys() & parts) and (trains_on_gpu() or not has_fast_bfloat16("cpu")):
+        wanted = "measured on a processor that has bfloat16, where there is no GPU or CUDA_VISIBLE_DEVICES=-1 hides it"
+        raise InputError(f"{', '.join(sorted(elsewhere))}: {wanted}")
     for part in parts or [*(run.name for run in committed_runs()), *BY_DEFAULT]:
         logger.info("evidence: %s", part)
         facts = environment()  # of the code that is about to compute
@@ -175,20 +178,22 @@ NAMED_ALONE = {  # what committed runs rest on, and what takes hours
     "mpnet-resumed": partial(resume_again, "mpnet-base"),
     "mpnet-int8": partial(_load_and_run, "prediction_speed", "compare_precisions", "mpnet-base", 1),
 }
-IN_SHORT = {"rounds": 3, "batches": 2, "rows": 64, "left_out": ("original", "pad-128")}
-ON_AMX = {  # on two cores of a processor that multiplies bfloat16 and int8 by instructions of its own
-    "bench-amx": partial(_load_and_run, "training_speed", "run_benchmark", **IN_SHORT),
-    "prediction-speed-amx": time_file,
-}
+ON_BFLOAT16 = {  # on a processor that multiplies bfloat16 by instructions of its own
+    "bench-bfloat16": partial(
+        _load_and_run, "training_speed", "run_benchmark",
+        rounds=3, batches=2, rows=64, left_out=("original", "pad-128"),
+    ),
+    "prediction-speed-bfloat16": time_file,
+}  # fmt: skip
 ON_GPU = {
     "gpu-devices": partial(_load_and_run, "gpu", "compare_devices"),
     "gpu-repeated": partial(_load_and_run, "gpu", "repeat_runs"),
     "gpu-headline": partial(_load_and_run, "gpu", "time_headline"),
-    "gpu-headline-compiled": partial(_load_and_run, "gpu", "time_headline", ("roberta-base",), compiled=True),
     "gpu-course": partial(_load_and_run, "gpu", "time_course"),
     "gpu-batches": partial(_load_and_run, "gpu", "time_batch_sizes"),
-    "gpu-compiled": partial(_load_and_run, "gpu", "time_batch_sizes", compiled=True),
     "mpnet-studies": partial(study.run_study, study.AT_FULL_SIZE, profile="mpnet-base", seeds=study.SEEDS, tested=True),
     "mpnet-rivals-seeds": partial(_load_and_run, "rivals", "measure_full_size"),
 }
-PARTS = {profile: partial(rerun_profile, profile) for profile in PROFILES} | BY_DEFAULT | NAMED_ALONE | ON_AMX | ON_GPU
+PARTS = (
+    {profile: partial(rerun_profile, profile) for profile in PROFILES} | BY_DEFAULT | NAMED_ALONE | ON_BFLOAT16 | ON_GPU
+)

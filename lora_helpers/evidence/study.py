@@ -46,7 +46,7 @@ AT_FULL_SIZE = {  # of `mpnet-base`
 }
 BATCH_SIZES = {"batches of 32": {}, "batches of 16": {"batch_size": 16}}  # whose steps see half of the rows
 BASES = {"pretrained": {}, "random": {"random_base": True}}  # what rests on the pretraining
-LEARNING_RATES = {"4e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "2e-3", "8e-3")}
+LEARNING_RATES = {"2e-3": {}} | {text: {"learning_rate": float(text)} for text in ("5e-4", "1e-3", "4e-3", "8e-3")}
 LOSSES = {  # of the bundled base's pretraining
     "all three": {},
     "without words": {"words_weight": 0.0},
