@@ -145,11 +145,11 @@ def _describe_linear_models(profiles: list[str], records: dict) -> Iterable[tupl
         yield title, f"{fit['accuracy']:.4f}", interval, "", "", f"{fit['train_rows']:,}"
 
 
-def make_training_speed(records: dict) -> Iterable[tuple[str, ...]]:
+def make_training_speed(part: str, records: dict) -> Iterable[tuple[str, ...]]:
     """Steps of every pipeline, for both shapes."""
     memory_and_padding = "its peak memory, GiB", "its processed / real tokens"
     yield "pipeline", "roberta-base, examples/s", *memory_and_padding, "bundled base, examples/s"
-    rows = records.get("bench", {}).get("rows", [])
+    rows = records.get(part, {}).get("rows", [])
     small = {row["pipeline"]: f"{row['examples_per_second']:.0f}" for row in rows if row["model"] == BASE}
     for row in (row for row in rows if row["model"] == ROBERTA_BASE):
         name, rate, memory = row["pipeline"], f"{row['examples_per_second']:.2f}", row["peak_memory_mib"]
@@ -157,10 +157,10 @@ def make_training_speed(records: dict) -> Iterable[tuple[str, ...]]:
         yield f"`{name}`", rate, memory, f"{row['padding']:.2f}", small[name]
 
 
-def make_prediction_speed(records: dict) -> Iterable[tuple[str, ...]]:
+def make_prediction_speed(part: str, records: dict) -> Iterable[tuple[str, ...]]:
     """Rows a second of every way to predict, for both shapes."""
     yield "way to predict", "roberta-base, rows/s", "bundled base, rows/s"
-    ways = records.get("bench", {}).get("prediction", {ROBERTA_BASE: {}})
+    ways = records.get(part, {}).get("prediction", {ROBERTA_BASE: {}})
     for name in ways[ROBERTA_BASE]:
         yield f"`{name}`", *(f"{ways[model][name]['rows_per_second']:.1f}" for model in (ROBERTA_BASE, BASE))
 
@@ -208,11 +208,13 @@ def make_label_counts(records: dict) -> Iterable[tuple[str, ...]]:
 
 TABLES: dict[str, Callable[[dict], Iterable[tuple[str, ...]]]] = {
     "results-table": make_results,
-    "training-speed-table": make_training_speed,
-    "prediction-speed-table": make_prediction_speed,
+    "training-speed-table": partial(make_training_speed, "bench"),
+    "prediction-speed-table": partial(make_prediction_speed, "bench"),
+    "training-speed-bfloat16-table": partial(make_training_speed, "bench-bfloat16"),
+    "prediction-speed-bfloat16-table": partial(make_prediction_speed, "bench-bfloat16"),
     **{
         f"{part}-table": partial(make_study, part)
-        for part in ("ablations", "places", "ranks", "learning-rates", "batch-sizes", "mpnet-studies")
+        for part in ("ablations", "places", "ranks", "learning-rates", "batch-sizes", "losses", "mpnet-studies")
     },
     "gpu-batches-table": make_gpu_batches,
     "label-counts-table": make_label_counts,
