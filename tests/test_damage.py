@@ -118,6 +118,10 @@ def test_damage_of_every_file_is_noticed_by_all_that_open_a_checkpoint(run_dir, 
             assert "checkpoint-20 skipped: " in caplog.text and f"{name}: " in caplog.text
         record_count("damaged files noticed")
     older.rename(run_dir / "checkpoint-10")
+    if name == WEIGHTS:  # of two that are damaged, the fault of the newest is told
+        told = pytest.raises(CheckFailed, match=f"the newest: .*checkpoint-20.{name}: ")
+        with damaged(newest / name, damage), damaged(run_dir / "checkpoint-10" / "scheduler.pt", "missing"), told:
+            find_start(run_dir)
     with damaged(newest / name, damage):
         assert find_start(run_dir) == (run_dir / "checkpoint-10").resolve()
     assert find_start(run_dir) == newest.resolve()

@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from lora_helpers.batching import LengthGroupedSampler
+from lora_helpers.bases import load_base
+from lora_helpers.batching import LengthGroupedSampler, padding_costs
 from lora_helpers.checkpoints import list_checkpoints, load_checkpoint
-from lora_helpers.data import load_ag_news
+from lora_helpers.data import load_ag_news, tokenize
 from lora_helpers.environment import trains_on_gpu
 from lora_helpers.errors import CheckFailed, InputError
 from lora_helpers.files.manifests import hash_file, read_manifest, seal
@@ -54,6 +55,13 @@ def test_the_log_begins_with_an_accuracy_ends_with_the_last_step_and_names_the_b
     assert record["checkpoints"][str(record["best_saved_step"])] == best
     highest = max(row["eval_accuracy"] for row in rows)
     assert record["best_evaluated_step"] == next(row["step"] for row in rows if row["eval_accuracy"] == highest)
+
+
+def test_padding_is_that_of_the_run_s_own_batches(tiny_config, tmp_path):
+    config = tiny_config.replace(max_length=64, max_steps=2, eval_steps=2, save_steps=2, warmup_steps=0)
+    record = train(config, tmp_path / "run")
+    rows = tokenize(load_ag_news(config).train, load_base(config.base_model, None)[1], config.max_length)
+    assert record["padding"] == padding_costs(rows["length"][:], config.batch_size, seed=config.seed)
 
 
 def test_a_record_holds_no_machine_path_and_no_environment(unbroken, monkeypatch):
@@ -295,6 +303,8 @@ def test_a_warm_start_is_offered_where_the_length_alone_differs(unbroken, tmp_pa
     start = run_dir / "checkpoint-140"
     with pytest.raises(InputError, match="max_steps is 300 here, 150 there.*--warm-start .*checkpoint-140"):
         train(config.replace(max_steps=300), tmp_path / "new", resume_from=start)
+    with pytest.raises(InputError, match="max_steps.*warmup_steps.*--warm-start"):
+        train(config.replace(max_steps=300, warmup_steps=30), tmp_path / "new", resume_from=start)
     with pytest.raises(InputError, match="lora_rank") as caught:
         train(config.replace(max_steps=300, lora_rank=4), tmp_path / "new", resume_from=start)
     assert "--warm-start" not in str(caught.value)
