@@ -154,14 +154,19 @@ def bundled_rows():
 
 
 @pytest.fixture(scope="session")
-def roberta_base_dir(tmp_path_factory) -> Path:
-    """roberta-base's true configuration and tokenizer with random weights, or a visible skip.
+def roberta_base_files() -> Path:
+    """The folder with roberta-base's configuration and tokenizer, or a visible skip."""
+    if folder := os.environ.get("ROBERTA_BASE_DIR"):
+        return Path(folder)
+    pytest.skip("ROBERTA_BASE_DIR is not set: roberta-base's tokenizer is not on this machine")
+
+
+@pytest.fixture(scope="session")
+def roberta_base_dir(roberta_base_files, tmp_path_factory) -> Path:
+    """roberta-base's true configuration and tokenizer with random weights.
 
     It stands in for the Hub's copy where only shapes matter; nothing it predicts means anything.
     """
-    source = os.environ.get("ROBERTA_BASE_DIR")
-    if not source:
-        pytest.skip("ROBERTA_BASE_DIR is not set: roberta-base's tokenizer is not on this machine")
     import shutil
 
     import torch
@@ -169,7 +174,7 @@ def roberta_base_dir(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("roberta-base")
     for name in ("config.json", "vocab.json", "merges.txt"):
-        shutil.copy(Path(source) / name, folder)
+        shutil.copy(roberta_base_files / name, folder)
     torch.manual_seed(0)
     AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
     return folder

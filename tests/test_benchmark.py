@@ -179,14 +179,12 @@ def test_a_stream_has_a_row_for_every_size(classifier, monkeypatch):
     assert all(bool(row["peak_memory_mib"]) == HAS_PEAK for row in rows)
 
 
-def test_the_lengths_are_those_of_ag_news(ag_news_dir):
-    import os
-
+def test_the_lengths_are_those_of_ag_news(ag_news_dir, roberta_base_files):
     from transformers import AutoTokenizer
 
     from lora_helpers.data import load_split
 
-    tokenizer = AutoTokenizer.from_pretrained(os.environ["ROBERTA_BASE_DIR"])
+    tokenizer = AutoTokenizer.from_pretrained(roberta_base_files)
     texts = load_split(str(ag_news_dir), "train")["text"][:8000]
     real = np.array([len(row) for row in tokenizer(list(texts))["input_ids"]])
     drawn = sample_lengths(8000)

@@ -1,12 +1,10 @@
 """`make evidence` in small: every profile is a part, a stopped one goes on, and no part loses another's result."""
 
-import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from itertools import islice
-from pathlib import Path
 
 import pytest
 from hub_repositories import SMALL, SMALL_PARAMETERS, build_base
@@ -25,13 +23,10 @@ FEW = {
 
 
 @pytest.fixture(scope="module")
-def stand_ins(ag_news_dir, tmp_path_factory):
+def stand_ins(ag_news_dir, roberta_base_files, tmp_path_factory):
     """Folders in the place of roberta-base (small, random weights) and of AG News (few rows), as variables."""
-    source = os.environ.get("ROBERTA_BASE_DIR")
-    if not source:
-        pytest.skip("ROBERTA_BASE_DIR is not set: roberta-base's tokenizer is not on this machine")
     base, data = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("ag_news")
-    build_base(base, Path(source), **SMALL)
+    build_base(base, roberta_base_files, **SMALL)
     for name, rows in (("train.csv", 400), ("test.csv", 100)):
         with (ag_news_dir / name).open(encoding="utf-8") as lines:  # a row a line in these files
             (data / name).write_text("".join(islice(lines, rows)), encoding="utf-8")
