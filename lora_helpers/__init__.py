@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 __version__ = "1.0.0"  # also that of the installed package and of CITATION.cff
 
@@ -45,22 +45,17 @@ def quiet() -> None:
 def loading() -> Iterator[None]:
     """Silence the libraries, which would call the head missing although the adapter brings it, and pause the garbage
     collector, whose repeated scans of everything they import take a third of the time to a first answer."""
-    first = "peft" not in sys.modules and gc.isenabled()
-    if first:
-        gc.disable()
-    from transformers.utils import logging as remarks
+    with ExitStack() as afterwards:
+        if "peft" not in sys.modules and gc.isenabled():
+            afterwards.callback(gc.enable)
+            gc.disable()
+        from transformers.utils import logging as remarks
 
-    verbosity = remarks.get_verbosity()
-    remarks.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        remarks.set_verbosity(verbosity)
-        if first:
-            gc.freeze()  # nor are they walked through at the end
-            gc.enable()
+        afterwards.callback(remarks.set_verbosity, remarks.get_verbosity())
+        remarks.set_verbosity_error()
+        afterwards.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _keep_to_one_thread() -> None:

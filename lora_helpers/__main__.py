@@ -1,36 +1,29 @@
 """The commands: `python -m lora_helpers COMMAND …`. Each calls the module that does the work, and prints."""
 
+import gc
 import json
 import os
 import signal
 import sys
-from argparse import ArgumentTypeError
 from pathlib import Path
 
-from .command_line import command, main, read_lines
+from .command_line import a_new_file, a_path, command, main, read_lines
 from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PRECISIONS, PROFILES, RunConfig, get_profile
 from .errors import InputError, Stopped
-from .files.places import CHECKPOINTS, REPOSITORY, RUNS
+from .files.places import CHECKPOINTS, REPOSITORY, RUNS, find_folder
 
 TEXT_WIDTH = 44  # characters of a text in the table of predictions, which then fits a line of 80
 
-
-def _new_file(text: str) -> Path:
-    if Path(text).exists() or not Path(text).parent.is_dir():
-        raise ArgumentTypeError(f"{text} exists already, or its folder does not; name another file")
-    return Path(text)
-
-
-CHECKPOINT = {"checkpoint": {"type": Path, "metavar": "CHECKPOINT", "help": "e.g. checkpoints/mini/checkpoint-300"}}
-JSON = {"--json": {"dest": "json_file", "type": _new_file, "metavar": "FILE", "help": "write the numbers there too"}}
+CHECKPOINT = {"checkpoint": {"type": a_path, "metavar": "CHECKPOINT", "help": "e.g. checkpoints/mini/checkpoint-300"}}
+JSON = {"--json": {"dest": "json_file", "type": a_new_file, "metavar": "FILE", "help": "write the numbers there too"}}
 
 
 @command("mini --max-steps 60 --eval-steps 20 --save-steps 20 --seed 3", {
     "profile": {"metavar": "PROFILE", "help": ", ".join(PROFILES)},
-    "--output-dir": {"type": Path, "metavar": "DIR", "help": "default: the next free checkpoints/runs/PROFILE-N"},
+    "--output-dir": {"type": a_path, "metavar": "DIR", "help": "default: the next free checkpoints/runs/PROFILE-N"},
     "--resume": {"action": "store_true", "help": "continue the newest whole checkpoint of --output-dir"},
-    "--resume-from": {"type": Path, "metavar": "CHECKPOINT", "help": "continue this one in a new or empty folder"},
-    "--warm-start": {"type": Path, "metavar": "CHECKPOINT", "help": "begin a new run with its weights alone"},
+    "--resume-from": {"type": a_path, "metavar": "CHECKPOINT", "help": "continue this one in a new or empty folder"},
+    "--warm-start": {"type": a_path, "metavar": "CHECKPOINT", "help": "begin a new run with its weights alone"},
     "--allow-other-data": {"action": "store_true", "help": "resume although the data differ"},
 }, defaults=lambda words: next((PROFILES[word] for word in words if word in PROFILES), RunConfig()))  # fmt: skip
 def train(profile, output_dir, allow_other_data, resume, resume_from, warm_start, **fields) -> None:
@@ -60,7 +53,7 @@ def evaluate(checkpoint, data, split, json_file) -> None:
     from .data import load_split
     from .inference import evaluate_classifier
 
-    if data not in ("hub", BUNDLED) and not Path(data).is_dir():
+    if data not in ("hub", BUNDLED) and not find_folder(data):
         raise InputError(f"--data is {data!r}, wanted hub, bundled or a folder with {split}.csv")
     rows = load_split(AG_NEWS, split, AG_NEWS_REVISION) if data == "hub" else load_split(data, split, None)
     scores = evaluate_classifier(_load(checkpoint), rows)
@@ -76,8 +69,8 @@ def evaluate(checkpoint, data, split, json_file) -> None:
 
 @command('checkpoints/mini-agnews/checkpoint-2400 "Oil prices rise as stocks fall"', CHECKPOINT | {
     "texts": {"nargs": "*", "metavar": "TEXT", "help": "what to label; - reads one text per line from standard input"},
-    "--input": {"type": Path, "metavar": "FILE", "help": "label these texts: .csv, .tsv, .jsonl, .parquet, .txt"},
-    "--output": {"type": Path, "metavar": "FILE.csv", "help": "where the labels of --input go, as ID,Label"},
+    "--input": {"type": a_path, "metavar": "FILE", "help": "label these texts: .csv, .tsv, .jsonl, .parquet, .txt"},
+    "--output": {"type": a_path, "metavar": "FILE.csv", "help": "where the labels of --input go, as ID,Label"},
     "--text-column": {"metavar": "NAME[,NAME]", "help": "which columns of --input make the text"},
     "--id-column": {"metavar": "NAME", "help": "the column of --input that becomes ID"},
     "--json": {"dest": "as_json", "action": "store_true", "help": "print one JSON object per TEXT, one per line"},
@@ -104,11 +97,12 @@ def predict(checkpoint, texts, input, output, text_column, id_column, as_json, p
     columns = classifier.predict_columns(texts, probabilities=probabilities)
     names, rows = [*columns], [*zip(*columns.values(), strict=True)]
     if as_json:
-        print(*(json.dumps(dict(zip(names, row, strict=True))) for row in rows), sep="\n")
+        for row in rows:
+            print(json.dumps(dict(zip(names, row, strict=True))))
         return
     widths = (TEXT_WIDTH, *(max(len(name), 8) for name in names[1:]))  # 8: "Business"
     for text, *values in (names, *rows):
-        flat = repr(" ".join(text.split()))[1:-1]  # of a control character its number
+        flat = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))  # repr: its number
         cells = [flat if len(flat) <= TEXT_WIDTH else f"{flat[: TEXT_WIDTH - 1]}…"]
         cells += (f"{value:.5f}" if isinstance(value, float) else str(value) for value in values)
         print(" ".join(map(str.ljust, cells, widths)).rstrip())
@@ -118,6 +112,7 @@ def _load(checkpoint: Path, **options):
     from .inference import Classifier
 
     classifier = Classifier.from_checkpoint(checkpoint, **options)
+    gc.freeze()  # what stays until the end is not walked through there
     _show_notices(classifier.verification)
     return classifier
 
@@ -128,7 +123,7 @@ def _show_notices(verification) -> None:
 
 
 @command("checkpoints/mini-agnews/checkpoint-2400 my-model", CHECKPOINT | {
-    "target": {"type": Path, "metavar": "DIR", "help": "a new folder"},
+    "target": {"type": a_path, "metavar": "DIR", "help": "a new folder"},
     "--adapter": {"action": "store_true", "help": "the adapter alone, for PEFT"},
     "--onnx": {"action": "store_true", "help": "for onnxruntime; takes onnx and onnxscript"},
     "--base-name": {"metavar": "NAME", "help": "the base's name on the Hub, for adapter and card"},
@@ -145,8 +140,8 @@ def export(checkpoint, target, adapter, onnx, base_name) -> None:
 
 
 @command("checkpoints/runs/mini-1 --output-dir my-figures", {
-    "run_dirs": {"nargs": "*", "type": Path, "metavar": "RUN_DIR", "help": "default: the committed runs"},
-    "--output-dir": {"type": Path, "metavar": "DIR", "default": REPOSITORY / "figures", "help": "default: figures"},
+    "run_dirs": {"nargs": "*", "type": a_path, "metavar": "RUN_DIR", "help": "default: the committed runs"},
+    "--output-dir": {"type": a_path, "metavar": "DIR", "default": REPOSITORY / "figures", "help": "default: figures"},
 })  # fmt: skip
 def figures(run_dirs, output_dir) -> None:
     """Draw the figures of runs from their records."""
@@ -199,7 +194,7 @@ def _pretraining(words: list[str] = (), **fields):
 
 
 @command("--output-dir checkpoints/runs/my-base", {
-    "--output-dir": {"type": Path, "metavar": "DIR", "help": "default: checkpoints/runs/roberta-mini"},
+    "--output-dir": {"type": a_path, "metavar": "DIR", "help": "default: checkpoints/runs/roberta-mini"},
     "--resume": {"action": "store_true", "help": "continue a run that was stopped"},
 }, defaults=_pretraining)  # fmt: skip
 def pretrain(output_dir, resume, **fields) -> None:
@@ -236,7 +231,9 @@ def report(check) -> None:
 
 if __name__ == "__main__":
     if "RANK" not in os.environ:  # a launcher's process may wait for another, and then no Python runs
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly end, as after Ctrl-C
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # Windows has no SIGHUP
+            if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores it
+                signal.signal(number, signal.default_int_handler)  # an orderly end, as after Ctrl-C
     if sys.stdout:  # closed, in some daemons
         sys.stdout.reconfigure(errors="backslashreplace")  # what this terminal cannot show
     sys.exit(main())

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 from . import __version__, quiet
@@ -58,6 +59,18 @@ def main(words: list[str] | None = None) -> int:
         first = os.environ.get("RANK", "0") == "0"  # of several processes, which all are stopped, one says so
         return _say(str(stop) or "stopped", 130) if first else 130
     return 0
+
+
+def a_path(text: str) -> Path:
+    """The file or folder of an argument; a shell leaves `~` in --output-dir=~/mine as it is."""
+    return Path(os.path.expanduser(text))
+
+
+def a_new_file(text: str) -> Path:
+    """The same, refused if something is there already, or no folder for it."""
+    if (path := a_path(text)).exists() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} exists already, or its folder does not; name another file")
+    return path
 
 
 def read_lines() -> list[str]:

@@ -3,8 +3,6 @@
 `metric()` serves the Trainer and `evaluate_classifier` alike: every accuracy is computed by the same lines.
 """
 
-from functools import cache
-
 import numpy as np
 
 from .config import LABELS
@@ -12,9 +10,9 @@ from .config import LABELS
 BINS = 15  # of the reliability diagram; Guo et al. (ICML 2017), section 2
 
 
-@cache
 def metric():
-    """An `evaluate.Metric` of our own: `evaluate.load("accuracy")` would fetch a script from the Hub.
+    """An `evaluate.Metric` of our own: `evaluate.load("accuracy")` would fetch a script from the Hub. A new one each time,
+    since it holds its rows, and two threads would mix theirs.
 
     `compute(predictions=…, references=…)`, both <int64>[n], returns what `scores` returns.
     """
@@ -25,6 +23,9 @@ def metric():
         def _info(self):
             columns = dict.fromkeys(("predictions", "references"), datasets.Value("int64"))
             return evaluate.MetricInfo(description=scores.__doc__, citation="", features=datasets.Features(columns))
+
+        def _build_data_dir(self):
+            return ""  # what is kept in memory needs no folder in a home that may be read-only
 
         def _compute(self, predictions, references):
             return scores(np.asarray(predictions), np.asarray(references))

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
-from itertools import islice, tee
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WINDOW = 4096  # documents sorted together; more would cost memory and save no padding
+LONG = 4_000_000  # characters that end a window earlier: a tokenizer holds twenty times a text, also what it cuts off
 BATCH_TOKENS = 1024  # tokens a batch on a CPU, padding included; at 4096 roberta-base takes 1.5 times as long
 GPU_BATCH_TOKENS = 65536
 LARGE_FILE = 20_000  # documents; on two cores the bundled base labels them in about a minute and a half
@@ -115,6 +116,8 @@ class Classifier:
         """
         target = Path(target)
         _require_new_csv(target)
+        if not isinstance(text_columns, str | None):
+            text_columns = tuple(text_columns)  # a generator would be empty the second time
         read = partial(read_documents, source, text_columns=text_columns, id_column=id_column)
         total = sum(1 for _ in read())  # a row that cannot be read is found before any work is done
         if total >= LARGE_FILE and self.precision == "float32" and self.device.type == "cpu":
@@ -145,8 +148,14 @@ class Classifier:
 
     def _classify_in_windows(self, texts: Iterable[str], advance=lambda rows: None) -> Iterator[np.ndarray]:
         """Probabilities <float32>[4] of each text, computed a `WINDOW` at a time."""
-        stream = iter(texts)
-        while window := list(islice(stream, WINDOW)):
+        window, characters = [], 0
+        for text in texts:
+            window.append(text)
+            characters += len(text)
+            if len(window) == WINDOW or characters > LONG:
+                yield from self._classify(window, advance)
+                window, characters = [], 0
+        if window:
             yield from self._classify(window, advance)
 
     def _classify(self, texts: list[str], advance: Callable[[int], object]) -> np.ndarray:

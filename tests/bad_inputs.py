@@ -270,6 +270,8 @@ TEXT_FILES = {
     "Kaggle's header": File("in.csv", b"Class Index,Title,Description\n3,a,b\n", ["a b"]),
     "a title and a text": File("in.csv", b"title,text\na,b\n", ["b"]),
     "tab-separated": File("in.tsv", b'text\tn\na, b\t1\n"c\td"\t2\n', ["a, b", "c\td"]),
+    "another mark in a header": File("in.csv", b"id;x,text\n1,a; b\n", ["a; b"]),
+    "a comma in a header": File("in.tsv", b"last, first\ttext\nDoe\ta, b\n", ["a, b"]),
     "tab-separated without a header": File("IN.TSV", b"1\ta\tb\n4\tc, d\t\n", ["a b", "c, d"]),
     "title and description": File("in.csv", b"Title,Description\na,b\n", ["a b"]),
     "canonical": File("in.csv", b'"3","a","b"\n"4","c","d"\n', ["a b", "c d"]),

@@ -81,6 +81,18 @@ def test_evaluate_scores_the_split_that_is_named_as_the_record_has_it(split, row
     assert capsys.readouterr().out.startswith(said)
 
 
+def test_folders_in_the_home_and_in_the_repository_are_found(tmp_path, capsys, monkeypatch):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "test.csv").write_text('"1","Treaty signed","Ministers meet in Geneva"\n')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert run("evaluate", CHECKPOINT, "--data=~/rows", "--json=~/scores.json") == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["examples"] == 1
+    monkeypatch.chdir(tmp_path)
+    assert run("evaluate", CHECKPOINT, "--data", "lora_helpers/mini_news", "--split", "validation") == 0
+    assert "120 rows" in capsys.readouterr().out
+
+
 def test_evaluate_reads_the_named_split_from_the_hub(monkeypatch):
     rows, asked = load_split("bundled", "test").select(range(8)), []
     monkeypatch.setattr("lora_helpers.data.load_split", lambda *words: asked.append(words) or rows)
@@ -295,6 +307,8 @@ def test_the_table_shows_the_texts_first_and_shortened(capsys):
     assert first.startswith("The striker scored twice in the final minut… ") and "Sports" in first
     assert second.startswith("The probe reached Mars    ") and "Sci/Tech" in second
     assert third.startswith("one line \\x1b[31m only ") and max(map(len, (head, first, second, third))) <= 80
+    assert run("predict", CHECKPOINT, quoted := """He said "it's over" \\ left""") == 0
+    assert quoted in capsys.readouterr().out
 
 
 def test_probabilities_are_columns_of_texts_too(capsys):
@@ -325,6 +339,8 @@ def test_a_dash_reads_a_text_a_line(capsys, monkeypatch):
     assert run("predict", CHECKPOINT, "-", "--json") == 0
     texts = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
     assert texts == ["The striker scored", "", "UTF-8: é"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), encoding="ascii"))
+    assert run("predict", CHECKPOINT, "-", "--json") == 0 and capsys.readouterr().out == ""  # no object, no line
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="ascii"))
     assert run("predict", CHECKPOINT, "-") == 2  # as in a file
     assert capsys.readouterr().err.startswith("error: standard input is not UTF-8 (")

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,6 +58,17 @@ def test_the_interval_is_wilsons():
 def test_the_metric_needs_no_network_and_agrees():
     computed = metric().compute(predictions=[0, 1, 2], references=[0, 1, 3])
     assert computed == scores(np.array([0, 1, 2]), np.array([0, 1, 3]))
+
+
+def test_a_metric_needs_no_folder_and_threads_do_not_mix_their_rows(monkeypatch):
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", "/dev/null/home")  # as read-only
+    sizes = [*range(1, 9)] * 5
+
+    def count(size):
+        return metric().compute(predictions=[0] * size, references=[0] * size)["examples"]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(count, sizes)) == sizes
 
 
 def test_calibration_by_hand():

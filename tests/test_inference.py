@@ -95,11 +95,10 @@ def test_columns_are_named_and_an_id_column_is_the_outputs_ID(classifier, tmp_pa
     table = pd.DataFrame([row | {"key": row["key"].replace("\ud800", "?")} for row in rows])
     table.to_csv(tmp_path / "in.tsv", sep="\t", index=False, encoding="utf-8-sig")
     wanted = classifier.predict([f"oil {text.strip()}" for text in TEXTS])
-    for name in ("in.jsonl", "in.tsv"):
-        target = tmp_path / f"{name}.csv"
-        classifier.predict_file(
-            tmp_path / name, target, text_columns=["head", "body"], id_column="key", progress=False
-        )  # fmt: skip
+    names = ["head", "body"]
+    for name, given in (("in.jsonl", names), ("in.tsv", pd.Index(names)), ("in.jsonl", (name for name in names))):
+        target = tmp_path / f"{type(given).__name__}.csv"
+        classifier.predict_file(tmp_path / name, target, text_columns=given, id_column="key", progress=False)
         found = pd.read_csv(target)
         assert list(found["ID"]) == [f"k{i}?" for i in range(len(TEXTS))]
         assert list(found["Label"]) == list(wanted["label"])
@@ -278,9 +277,18 @@ def test_a_large_file_is_told_once_what_int8_would_do_if_that_was_measured(tiny_
         ] * said  # 99.85, rounded
 
 
+def test_long_texts_end_a_window_and_answers_keep_their_order(classifier, monkeypatch):
+    texts = ["oil prices " * words for words in (1, 400, 2, 3, 500, 1, 4)]
+    before, windows, stock = classifier.predict_probabilities(texts), [], Classifier._classify
+    remember = lambda self, window, advance: windows.append(len(window)) or stock(self, window, advance)  # noqa: E731
+    monkeypatch.setattr(Classifier, "_classify", remember)
+    monkeypatch.setattr(inference, "LONG", 4000)
+    assert np.allclose(classifier.predict_probabilities(texts), before, atol=1e-6) and windows == [2, 3, 2]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without telling it")
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_whoever_stops_the_command_finds_no_half_file(tmp_path, sent):
     rows = inference.LARGE_FILE - 1  # of more it would first be said what int8 does
     (tmp_path / "in.txt").write_text("oil prices rise as stocks fall\n" * rows)
@@ -290,7 +298,7 @@ def test_whoever_stops_the_command_finds_no_half_file(tmp_path, sent):
         while not any(path.suffix == ".partial" for path in tmp_path.iterdir()):
             assert running.poll() is None, running.stderr.read()
             time.sleep(0.05)
-        running.send_signal(sent)
+        running.send_signal(signal.Signals[sent])
         assert running.communicate(timeout=60)[1] == b"stopped\n" and running.returncode == 130
     finally:
         running.kill()

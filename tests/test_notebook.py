@@ -8,11 +8,14 @@ import io
 import json
 import re
 import shutil
+from unittest.mock import Mock
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 
+from lora_helpers.config import get_profile
 from lora_helpers.errors import InputError
 from lora_helpers.files.manifests import hash_file
 from lora_helpers.files.places import REPOSITORY
@@ -254,6 +257,19 @@ def test_it_runs_from_another_folder_with_parameters(committed, copy, run, tmp_p
     rerun = run([cells[0], given, *cells[1:4]], tmp_path)
     assert "Profile mini-agnews: as the parameters say" in shown(rerun[3])
     assert "fancyzhx/ag_news" in shown(rerun[4])
+
+
+def test_a_run_that_was_stopped_gets_no_other_run_s_record(committed, tmp_path, monkeypatch):
+    cells = {cell.id: cell.source for cell in code_cells(committed)}
+    monkeypatch.setattr("lora_helpers.training.run.next_run_dir", lambda _: tmp_path)
+    monkeypatch.setattr("lora_helpers.training.run.train", Mock(side_effect=KeyboardInterrupt))
+    defined = {"config": get_profile("mini"), "record": "that of the run before", "pd": pd}
+    with pytest.raises(KeyboardInterrupt):
+        exec(cells["train"], defined)
+    for cell in ("evaluations", "test"):
+        with pytest.raises(InputError, match="no run.json"):
+            exec(cells[cell], defined)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_alone_it_says_what_is_missing(committed, run, tmp_path):

@@ -206,6 +206,15 @@ def test_more_dimensions_than_words_are_refused_before_any_work():
         PretrainingConfig(hidden_size=512, vocab_size=300)
 
 
+def test_a_slip_in_the_profile_leaves_nothing_that_would_refuse_the_next_try(tmp_path):
+    from lora_helpers.errors import InputError
+    from lora_helpers.pretraining.run import pretrain
+
+    with pytest.raises(InputError, match="unknown profile 'mni'"):
+        pretrain(replace(SMALL, profile="mni"), tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
 def test_what_was_not_begun_is_not_resumed_and_nobody_s_files_are_removed(tmp_path):
     from lora_helpers.errors import InputError
     from lora_helpers.pretraining.run import pretrain

@@ -172,6 +172,21 @@ def test_a_run_is_never_overwritten(unbroken):
         train(config, run_dir)
 
 
+def test_what_another_program_left_is_not_resumed_and_not_touched(tiny_config, tmp_path):
+    theirs = tmp_path / "theirs"
+    (theirs / "checkpoint-2").mkdir(parents=True)
+    for name in ("run.json", "checkpoint-2/trainer_state.json", "checkpoint-2/notes.txt"):
+        (theirs / name).write_text("{}")
+    with pytest.raises(InputError, match="holds files, but no run that was begun here; name another folder"):
+        train(tiny_config.replace(max_steps=2, eval_steps=2, save_steps=2, warmup_steps=0), theirs, resume=True)
+    assert sorted(path.name for path in theirs.rglob("*")) == [
+        "checkpoint-2",
+        "notes.txt",
+        "run.json",
+        "trainer_state.json",
+    ]
+
+
 def test_resuming_with_another_configuration_names_every_difference(unbroken, tmp_path):
     config, run_dir, _ = unbroken
     changed = config.replace(learning_rate=3e-3, lora_dropout=0.0)

@@ -49,7 +49,8 @@ def read_documents(
     if suffix not in READERS:
         unknown = f"unknown format {path.suffix!r}, wanted one of {', '.join(READERS)}"
         raise InputError(f"{path}: {WAYS_OUT.get(suffix, unknown)}")
-    columns = Columns([text_columns] if isinstance(text_columns, str) else text_columns or (), id_column, labelled)
+    names = (text_columns,) if isinstance(text_columns, str) else () if text_columns is None else tuple(text_columns)
+    columns = Columns(names, id_column, labelled)
     number = -1
     for number, (where, values) in enumerate(READERS[suffix](path, columns.choose)):
         yield columns.document(number, values, where)
@@ -130,7 +131,7 @@ def _csv_records(path: Path) -> Iterator[list[str]]:
         try:
             for record in records:
                 is_first = records.line_num == len(lines)
-                fault = is_first and _separated("".join(record[:1]), form["delimiter"])
+                fault = is_first and _separated(record, form["delimiter"])
                 if any(re.match(' +"', field) for field in record):
                     tight = next(csv.reader(lines, **form, skipinitialspace=True))
                     if [field.lstrip(" ") for field in tight] != [field.lstrip(" ") for field in record]:
@@ -150,12 +151,14 @@ def _cause(lines: str, delimiter: str) -> str | None:
     if '\\"' in lines:
         return 'quotation marks escaped by backslashes; double them ("") instead'
     after_first_field = re.match(r'"[^"]*" *(.)', lines)
-    return _separated(after_first_field[1], delimiter) if after_first_field else None
+    return _separated([after_first_field[1]], delimiter) if after_first_field else None
 
 
-def _separated(text: str, delimiter: str) -> str | None:
-    """What to do about a file that is separated by another mark than its name says, if `text` holds one."""
-    found = [name for mark, name in MARKS.items() if mark in text and mark != delimiter]
+def _separated(record: list[str], delimiter: str) -> str | None:
+    """What to do about a file that is separated by another mark than its name says, if its first record looks so: there is
+    one in the first field, and in all of them together more than separators."""
+    marks = {mark: name for mark, name in MARKS.items() if mark != delimiter and mark in "".join(record[:1])}
+    found = [name for mark, name in marks.items() if "".join(record).count(mark) >= len(record)]
     return f"separated by {found[0]}, wanted commas in .csv, tabs in .tsv; save it or name it so" if found else None
 
 

@@ -16,7 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import RobertaConfig, RobertaForMaskedLM, RobertaTokenizer, set_seed
 
 from ..config import get_profile
-from ..data import fingerprint, load_ag_news
+from ..data import Splits, fingerprint, load_ag_news
 from ..environment import environment
 from ..errors import InputError
 from ..files.manifests import make_readable, write_atomically
@@ -47,16 +47,17 @@ def pretrain(config: PretrainingConfig, output_dir: Path, *, resume: bool = Fals
             raise InputError(f"{old} holds another configuration; use the same, or name another folder to begin anew")
         if old == path:  # finished before
             return record
+    splits = load_ag_news(get_profile(config.profile))  # before anything is written
     work_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(begun, json.dumps({"config": asdict(config)}))
-    record = _train(config, output_dir, work_dir)
+    record = _train(config, splits, output_dir, work_dir)
     write_atomically(path, json.dumps(record, indent=1) + "\n")
     shutil.rmtree(work_dir)
     return record
 
 
-def _train(config: PretrainingConfig, output_dir: Path, work_dir: Path) -> dict:
-    facts, splits = environment(), load_ag_news(get_profile(config.profile))
+def _train(config: PretrainingConfig, splits: Splits, output_dir: Path, work_dir: Path) -> dict:
+    facts = environment()
     tokenizer = train_tokenizer(splits.train["text"][:], config)
     cut = {"add_special_tokens": False, "truncation": True, "max_length": config.max_length - 2}
     rows, validation = (tokenizer(part["text"][:], **cut)["input_ids"] for part in (splits.train, splits.validation))

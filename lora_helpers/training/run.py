@@ -83,8 +83,11 @@ def _claimed(output_dir: Path, *, resume: bool) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     output_dir.mkdir(parents=True, exist_ok=True)
-    if not resume and {path.name for path in output_dir.iterdir()} - {".lock"}:  # which a killed run leaves
+    there = {path.name for path in output_dir.iterdir()}
+    if not resume and there - {".lock"}:  # which a killed run leaves
         raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue its run")
+    if there and ".lock" not in there and not list_checkpoints(output_dir):  # it would write over them
+        raise InputError(f"{output_dir} holds files, but no run that was begun here; name another folder")
     try:
         lock = FileLock(output_dir / ".lock").acquire(timeout=0)
     except Timeout:
