@@ -112,7 +112,6 @@ def _load(checkpoint: Path, **options):
     from .inference import Classifier
 
     classifier = Classifier.from_checkpoint(checkpoint, **options)
-    gc.freeze()  # what stays until the end is not walked through there
     _show_notices(classifier.verification)
     return classifier
 
@@ -211,7 +210,8 @@ def pretrain(output_dir, resume, **fields) -> None:
 
 
 @command(
-    "mini baselines", {"parts": {"nargs": "*", "metavar": "PART", "help": "default: all but those of hours or a GPU"}}
+    "mini baselines",
+    {"parts": {"nargs": "*", "metavar": "PART", "help": "default: all but those of hours, a GPU or bfloat16"}},
 )
 def evidence(parts) -> None:
     """Rerun the committed runs, controls and baselines, for maintainers. Takes hours and rewrites checkpoints/."""
@@ -236,4 +236,6 @@ if __name__ == "__main__":
                 signal.signal(number, signal.default_int_handler)  # an orderly end, as after Ctrl-C
     if sys.stdout:  # closed, in some daemons
         sys.stdout.reconfigure(errors="backslashreplace")  # what this terminal cannot show
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # Python's end would walk through everything that the libraries made
+    sys.exit(status)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WINDOW = 4096  # documents sorted together; more would cost memory and save no padding
-LONG = 4_000_000  # characters that end a window earlier: a tokenizer holds twenty times a text, also what it cuts off
+LONG = 4_000_000  # characters that end a window early: to tokenise a text takes some twenty times its size
 BATCH_TOKENS = 1024  # tokens a batch on a CPU, padding included; at 4096 roberta-base takes 1.5 times as long
 GPU_BATCH_TOKENS = 65536
 LARGE_FILE = 20_000  # documents; on two cores the bundled base labels them in about a minute and a half
@@ -147,7 +147,7 @@ class Classifier:
         return np.fromiter(self._classify_in_windows(texts), dtype=(np.float32, len(LABELS)))
 
     def _classify_in_windows(self, texts: Iterable[str], advance=lambda rows: None) -> Iterator[np.ndarray]:
-        """Probabilities <float32>[4] of each text, computed a `WINDOW` at a time."""
+        """Probabilities <float32>[4] of each text, computed in windows of `WINDOW` texts, or of fewer where they are long."""
         window, characters = [], 0
         for text in texts:
             window.append(text)

@@ -287,7 +287,12 @@ def test_the_committed_run_is_a_seed_of_its_profile_alone(monkeypatch):
 def test_the_last_checkpoint_is_scored_and_the_last_evaluation_told(folders, monkeypatch):
     opened, environment = [], {"code_sha256": "a" * 64, "code_committed": True}
     log = [{"eval_loss": 1.0, "eval_accuracy": accuracy, "step": step} for step, accuracy in ((10, 0.95), (20, 0.90))]
-    record = {"config": {"seed": 43}, "log": log, "timing": {"seconds": 1.0}, "environment": environment}
+    record = {
+        "config": {"seed": 43, "learning_rate": 1e-3},
+        "log": log,
+        "timing": {"seconds": 1.0},
+        "environment": environment,
+    }
     monkeypatch.setattr(study, "list_checkpoints", lambda folder: [folder / "checkpoint-10", folder / "checkpoint-20"])
     monkeypatch.setattr(study.Classifier, "from_checkpoint", lambda path, **_: opened.append(path.name))
     monkeypatch.setattr(study, "evaluate_classifier", lambda *_: {"accuracy": 0.8})

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from lora_helpers.checkpoints import list_checkpoints
@@ -69,9 +70,9 @@ def test_what_takes_a_gpu_is_not_measured_without_one(monkeypatch):
 def test_what_takes_a_processor_with_bfloat16_is_measured_on_one_alone(bfloat16, gpu, monkeypatch):
     ran = []
     monkeypatch.setattr(rebuild, "has_fast_bfloat16", lambda device: bfloat16 and device == "cpu")
-    monkeypatch.setattr(rebuild, "trains_on_gpu", lambda: gpu)
+    monkeypatch.setattr(rebuild, "best_device", lambda: torch.device("cuda" if gpu else "cpu"))
     monkeypatch.setattr(rebuild, "PARTS", {"bench-bfloat16": lambda: ran.append("bench")})
-    refused = pytest.raises(InputError, match="bench-bfloat16: measured on a processor that has bfloat16")
+    refused = pytest.raises(InputError, match="bench-bfloat16: measured on a processor with bfloat16")
     with nullcontext() if bfloat16 and not gpu else refused:
         rebuild.rebuild(["bench-bfloat16"])
     assert len(ran) == (bfloat16 and not gpu)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -290,15 +291,20 @@ def test_long_texts_end_a_window_and_answers_keep_their_order(classifier, monkey
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without telling it")
 @pytest.mark.parametrize("sent", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_whoever_stops_the_command_finds_no_half_file(tmp_path, sent):
+    number = signal.Signals[sent]
+    not_ignored = partial(signal.signal, number, signal.SIG_DFL)  # as it is in what `nohup make test` starts
     rows = inference.LARGE_FILE - 1  # of more it would first be said what int8 does
     (tmp_path / "in.txt").write_text("oil prices rise as stocks fall\n" * rows)
     words = ["predict", AGNEWS, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.csv"]
-    running = subprocess.Popen([sys.executable, "-m", "lora_helpers", *words], cwd=REPOSITORY, stderr=subprocess.PIPE)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "lora_helpers", *words],
+        cwd=REPOSITORY, stderr=subprocess.PIPE, preexec_fn=not_ignored,
+    )  # fmt: skip
     try:
         while not any(path.suffix == ".partial" for path in tmp_path.iterdir()):
             assert running.poll() is None, running.stderr.read()
             time.sleep(0.05)
-        running.send_signal(signal.Signals[sent])
+        running.send_signal(number)
         assert running.communicate(timeout=60)[1] == b"stopped\n" and running.returncode == 130
     finally:
         running.kill()

@@ -23,6 +23,7 @@ from lora_helpers.processes import this_process
 from lora_helpers.records import RunRecord, read_record, training_rows, validation_rows
 from lora_helpers.training import arguments, failures, trainer
 from lora_helpers.training.arguments import BFLOAT16, FLOAT32, Plan, choose_arithmetic, make_arguments
+from lora_helpers.training.run import _claimed as claimed
 from lora_helpers.training.run import next_run_dir, train
 
 TIMES = ("runtime", "per_second")
@@ -179,12 +180,17 @@ def test_what_another_program_left_is_not_resumed_and_not_touched(tiny_config, t
         (theirs / name).write_text("{}")
     with pytest.raises(InputError, match="holds files, but no run that was begun here; name another folder"):
         train(tiny_config.replace(max_steps=2, eval_steps=2, save_steps=2, warmup_steps=0), theirs, resume=True)
-    assert sorted(path.name for path in theirs.rglob("*")) == [
-        "checkpoint-2",
-        "notes.txt",
-        "run.json",
-        "trainer_state.json",
-    ]
+    here = {path.relative_to(theirs).as_posix(): path.read_text() for path in theirs.rglob("*") if path.is_file()}
+    assert here == dict.fromkeys(("run.json", "checkpoint-2/trainer_state.json", "checkpoint-2/notes.txt"), "{}")
+
+
+def test_a_run_that_was_begun_here_is_known_although_windows_removed_its_lock(tmp_path):
+    with pytest.raises(KeyboardInterrupt), claimed(tmp_path, resume=False):
+        (tmp_path / "checkpoint-2").mkdir()  # it was being written
+        (tmp_path / ".lock").unlink()
+        raise KeyboardInterrupt
+    with claimed(tmp_path, resume=True):
+        assert (tmp_path / "checkpoint-2").is_dir()
 
 
 def test_resuming_with_another_configuration_names_every_difference(unbroken, tmp_path):

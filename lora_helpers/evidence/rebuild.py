@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from ..checkpoints import WEIGHTS, list_checkpoints, step_of
 from ..config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PROFILES, get_profile
 from ..data import COMMITTED_ROWS, load_ag_news, load_split, row_marks
-from ..environment import environment, has_fast_bfloat16, trains_on_gpu
+from ..environment import best_device, environment, has_fast_bfloat16, trains_on_gpu
 from ..errors import InputError
 from ..figures import draw_figures
 from ..files.manifests import hash_file, read_manifest, seal
@@ -41,8 +41,8 @@ def rebuild(parts: list[str]) -> None:
         raise InputError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
     if (on_gpu := ON_GPU.keys() & parts) and not trains_on_gpu():
         raise InputError(f"{', '.join(sorted(on_gpu))}: measured on a GPU with CUDA, and there is none that works")
-    if (elsewhere := ON_BFLOAT16.keys() & parts) and (trains_on_gpu() or not has_fast_bfloat16("cpu")):
-        wanted = "measured on a processor that has bfloat16, where there is no GPU or CUDA_VISIBLE_DEVICES=-1 hides it"
+    if (elsewhere := ON_BFLOAT16.keys() & parts) and not (best_device().type == "cpu" and has_fast_bfloat16("cpu")):
+        wanted = "measured on a processor with bfloat16 and without a GPU (CUDA_VISIBLE_DEVICES=-1 hides one)"
         raise InputError(f"{', '.join(sorted(elsewhere))}: {wanted}")
     for part in parts or [*(run.name for run in committed_runs()), *BY_DEFAULT]:
         logger.info("evidence: %s", part)
@@ -178,7 +178,7 @@ NAMED_ALONE = {  # what committed runs rest on, and what takes hours
     "mpnet-resumed": partial(resume_again, "mpnet-base"),
     "mpnet-int8": partial(_load_and_run, "prediction_speed", "compare_precisions", "mpnet-base", 1),
 }
-ON_BFLOAT16 = {  # on a processor that multiplies bfloat16 by instructions of its own
+ON_BFLOAT16 = {  # again on a processor with instructions for bfloat16 and int8
     "bench-bfloat16": partial(
         _load_and_run, "training_speed", "run_benchmark",
         rounds=3, batches=2, rows=64, left_out=("original", "pad-128"),

@@ -69,7 +69,7 @@ def measure_rivals(
     kept = {part: Dataset.from_dict(each).with_format("numpy") for part, each in kept.items()}
     given = {"head alone": (kept, default_data_collator)}
     given |= {"full fine-tuning": (rows, DataCollatorWithPadding(tokenizer))}
-    arms = {"LoRA": [row | {"learning_rate": config.learning_rate} for row in run_seeds(profile, seeds, **changes)]}
+    arms = {"LoRA": run_seeds(profile, seeds, **changes)}
     base = base_identity(config.base_model, config.base_revision)["sha256"]
     mark = hashlib.sha256(f"{base} {splits.fingerprints()}".encode()).hexdigest()[:10]
     for arm, its_seeds in rivals.items():

@@ -121,7 +121,7 @@ def run_seeds(profile: str, seeds: Sequence[int], *, tested: bool = True, **fiel
 
 def compare_losses(profile: str = "mini-agnews", steps: int = 4000) -> dict:
     """What the losses of the pretraining are worth: the profile on bases that were pretrained with all or fewer of them, for
-    fewer steps than the bundled one; a seed is that of both. `masked_loss`: each base's, in nats, on validation text."""
+    fewer steps than the bundled one; base and run share their seed. `masked_loss`: each base's, in nats, on validation text."""
     from ..pretraining.run import PretrainingConfig, pretrain
 
     runs, masked, ends = {arm: [] for arm in LOSSES}, {arm: [] for arm in LOSSES}, at_its_end(get_profile(profile))
@@ -137,7 +137,7 @@ def choose_rate(profile: str = "mpnet-base", steps: int = 300) -> dict:
     """Learning rate of a profile by short runs, a tenth of each its warm-up; the lowest validation loss is taken."""
     ends = dict.fromkeys(("max_steps", "eval_steps", "save_steps"), steps) | {"warmup_steps": steps // 10}
     run = partial(run_seeds, profile, SEEDS[:1], tested=False, **ends)
-    rows = [{"learning_rate": rate} | row for rate in RATES for row in run(learning_rate=rate)]
+    rows = [row for rate in RATES for row in run(learning_rate=rate)]
     best = min(rows, key=lambda row: row["validation_loss"])["learning_rate"]
     return {"profile": profile, "steps": steps, "learning_rate": best, "runs": rows}
 
@@ -178,7 +178,7 @@ def _describe(record: dict, tested: bool) -> dict:
         scores = {f"test_{key}": record["test"][key] for key in ("accuracy", "predictions")}
         scores |= {"trained_parameters": record["parameters"]["trainable"], "labelled_rows": count_labelled(record)}
     return {
-        "seed": record["config"]["seed"],
+        **{name: record["config"][name] for name in ("seed", "learning_rate")},
         "validation_accuracy": evaluations[-1]["eval_accuracy"],
         "validation_loss": evaluations[-1]["eval_loss"],
         "curve": [[row["step"], row["eval_accuracy"]] for row in evaluations],

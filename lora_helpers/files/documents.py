@@ -108,7 +108,12 @@ def _csv_rows(path: Path, choose: Callable) -> Iterator[tuple[str, list[str]]]:
         if empty:
             raise InputError(f"{empty}: 0 columns, wanted {width}; remove the empty line")
         if columns is None and not (width == 3 and row[0] in CLASSES):
-            header, columns = [_bare(name) for name in row], choose(row, where)
+            try:
+                header, columns = [_bare(name) for name in row], choose(row, where)
+            except InputError:
+                if fault := _separated(row[0], _delimiter(path)):
+                    raise InputError(f"{where}: {fault}") from None
+                raise
             continue
         columns = columns or choose(("class", "title", "description"), where)  # as AG News' authors publish it
         if len(row) != width:
@@ -121,17 +126,14 @@ def _csv_rows(path: Path, choose: Callable) -> Iterator[tuple[str, list[str]]]:
 
 
 def _csv_records(path: Path) -> Iterator[list[str]]:
-    """The fields of each record, ended by LF, CRLF or CR; csv.Error, with what to do, if it is not quoted as it should be
-    or the first is separated otherwise."""
+    """The fields of each record, ended by LF, CRLF or CR; csv.Error, with what to do, if it is not quoted as it should be."""
     csv.field_size_limit(LONGEST_FIELD)
-    form = {"strict": True, "delimiter": "\t" if path.suffix.lower() == ".tsv" else ","}
+    form = {"strict": True, "delimiter": _delimiter(path)}
     lines, fault = [], None  # of the record that is being read
     with path.open(encoding="utf-8-sig", newline="") as stream:
         records = csv.reader((lines.append(line) or line for line in stream), **form)
         try:
             for record in records:
-                is_first = records.line_num == len(lines)
-                fault = is_first and _separated(record, form["delimiter"])
                 if any(re.match(' +"', field) for field in record):
                     tight = next(csv.reader(lines, **form, skipinitialspace=True))
                     if [field.lstrip(" ") for field in tight] != [field.lstrip(" ") for field in record]:
@@ -147,18 +149,20 @@ def _csv_records(path: Path) -> Iterator[list[str]]:
         raise csv.Error(fault)
 
 
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
 def _cause(lines: str, delimiter: str) -> str | None:
     if '\\"' in lines:
         return 'quotation marks escaped by backslashes; double them ("") instead'
     after_first_field = re.match(r'"[^"]*" *(.)', lines)
-    return _separated([after_first_field[1]], delimiter) if after_first_field else None
+    return _separated(after_first_field[1], delimiter) if after_first_field else None
 
 
-def _separated(record: list[str], delimiter: str) -> str | None:
-    """What to do about a file that is separated by another mark than its name says, if its first record looks so: there is
-    one in the first field, and in all of them together more than separators."""
-    marks = {mark: name for mark, name in MARKS.items() if mark != delimiter and mark in "".join(record[:1])}
-    found = [name for mark, name in marks.items() if "".join(record).count(mark) >= len(record)]
+def _separated(text: str, delimiter: str) -> str | None:
+    """What to do about a file that is separated by another mark than its name says, if `text` holds one."""
+    found = [name for mark, name in MARKS.items() if mark in text and mark != delimiter]
     return f"separated by {found[0]}, wanted commas in .csv, tabs in .tsv; save it or name it so" if found else None
 
 

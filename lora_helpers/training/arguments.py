@@ -23,8 +23,8 @@ from ..processes import this_process
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16 autocast"  # as records and manifests call them
 
-# Weights from which a CPU gains by bfloat16: at 110 million a step took two thirds to half of the time (Intel Xeon with
-# AMX, AMD Zen 4; two cores). At 7 million, those of the bundled base, a gain is not told from none.
+# Weights from which a CPU gains by bfloat16: a step took half of its time at 110 million (AMD Zen 4), 0.7 of it at 124
+# (Intel Xeon with AMX; two cores each). At 7 million, those of the bundled base, a gain is not told from none.
 LARGE = 50_000_000
 # Switches for TF32 and the like, less precise products; `set_float32_matmul_precision` sets the last two.
 SWITCHES = (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)

@@ -98,6 +98,9 @@ def _claimed(output_dir: Path, *, resume: bool) -> Iterator[None]:
     finally:  # behind the lock, since Windows removes no open file
         if {path.name for path in output_dir.iterdir()} <= {".lock"}:
             shutil.rmtree(output_dir, ignore_errors=True)
+        else:  # it says that a run was begun here; Windows takes it away with the lock
+            with suppress(OSError):
+                (output_dir / ".lock").touch()
 
 
 def _train(config: RunConfig, output_dir: Path, beginning: Beginning) -> records.RunRecord:
