@@ -4,6 +4,7 @@ Every run has its folder in checkpoints/runs/, goes on there if it was stopped, 
 finished; so each row says which code trained it. `rebuild` records each study as a part.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
@@ -124,7 +125,7 @@ def compare_losses(profile: str = "mini-agnews", steps: int = 4000) -> dict:
     fewer steps than the bundled one; base and run share their seed. `masked_loss`: each base's, in nats, on validation text."""
     from ..pretraining.run import PretrainingConfig, pretrain
 
-    runs, masked, ends = {arm: [] for arm in LOSSES}, {arm: [] for arm in LOSSES}, at_its_end(get_profile(profile))
+    runs, masked, ends = defaultdict(list), defaultdict(list), at_its_end(get_profile(profile))
     for (arm, changes), seed in product(LOSSES.items(), SEEDS):
         folder = RUNS / f"base-{steps}-steps-{arm.replace(' ', '-')}-{seed}"
         record = pretrain(PretrainingConfig(max_steps=steps, seed=seed, **changes), folder, resume=True)

@@ -138,8 +138,7 @@ def _csv_records(path: Path) -> Iterator[list[str]]:
                     tight = next(csv.reader(lines, **form, skipinitialspace=True))
                     if [field.lstrip(" ") for field in tight] != [field.lstrip(" ") for field in record]:
                         fault = "a space before a quotation mark; remove it, so that it follows the separator at once"
-                if fault:
-                    break
+                        break
                 yield record
                 lines.clear()
         except csv.Error as error:
