@@ -3,7 +3,7 @@ PYTHON ?= python3
 PROFILE ?= mini
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-EXECUTE := $(BIN)/jupyter nbconvert --to notebook --config .ci/notebook.py
+EXECUTE := $(BIN)/python -m nbconvert --to notebook --config .ci/notebook.py
 export PROFILE
 
 .PHONY: help run test lint evidence gpu drill notebook figures report constraints clean
@@ -46,7 +46,9 @@ figures: .venv/installed  ## redraw figures/ from the committed records
 report: .venv/installed  ## write the records' numbers into README, notebook and cards
 	$(BIN)/python -m lora_helpers report
 
-constraints: .venv/installed-dev  ## write constraints.txt anew from what is installed
+constraints:  ## write constraints.txt anew from what the requirements bring today
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	$(BIN)/python tests/pins.py
 
 clean:  ## remove the environment and your runs

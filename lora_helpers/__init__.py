@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-__version__ = "1.0.0"  # also that of the installed package and of CITATION.cff
+__version__ = "2.0.0"  # also that of the installed package and of CITATION.cff
 
 
 def in_notebook() -> bool:

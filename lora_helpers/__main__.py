@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 from .command_line import a_new_file, a_path, command, main, read_lines
-from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, PRECISIONS, PROFILES, RunConfig, get_profile
-from .errors import InputError, Stopped
+from .config import AG_NEWS, AG_NEWS_REVISION, BUNDLED, LABELS, PRECISIONS, PROFILES, RunConfig, get_profile
+from .errors import InputError, Stopped, first_line
+from .files.manifests import write_atomically
 from .files.places import CHECKPOINTS, REPOSITORY, RUNS, find_folder
 
+NAMES = ", ".join(map("{} {}".format, range(len(LABELS)), LABELS))
 TEXT_WIDTH = 44  # characters of a text in the table of predictions, which then fits a line of 80
 
 CHECKPOINT = {"checkpoint": {"type": a_path, "metavar": "CHECKPOINT", "help": "e.g. checkpoints/mini/checkpoint-300"}}
@@ -19,7 +21,7 @@ JSON = {"--json": {"dest": "json_file", "type": a_new_file, "metavar": "FILE", "
 
 
 @command("mini --max-steps 60 --eval-steps 20 --save-steps 20 --seed 3", {
-    "profile": {"metavar": "PROFILE", "help": ", ".join(PROFILES)},
+    "profile": {"metavar": "PROFILE", "help": f"{', '.join(PROFILES)}; with it --help shows its defaults"},
     "--output-dir": {"type": a_path, "metavar": "DIR", "help": "default: the next free checkpoints/runs/PROFILE-N"},
     "--resume": {"action": "store_true", "help": "continue the newest whole checkpoint of --output-dir"},
     "--resume-from": {"type": a_path, "metavar": "CHECKPOINT", "help": "continue this one in a new or empty folder"},
@@ -45,32 +47,34 @@ def train(profile, output_dir, allow_other_data, resume, resume_from, warm_start
 
 
 @command("checkpoints/mini/checkpoint-300 --data bundled --json scores.json", CHECKPOINT | {
-    "--data": {"default": BUNDLED, "metavar": "hub|bundled|DIR", "help": "default: bundled, whatever the run had"},
+    "--data": {"default": BUNDLED, "metavar": "hub|bundled|DIR", "help": "default: bundled, also for a run on AG News"},
     "--split": {"default": "test", "choices": ("train", "validation", "test"), "help": "default: test"},
 } | JSON)  # fmt: skip
 def evaluate(checkpoint, data, split, json_file) -> None:
     """Score a checkpoint on labelled rows. The bundled rows take seconds, those of AG News' test about a minute."""
-    from .data import load_split
+    from .data import describe_source, load_split
     from .inference import evaluate_classifier
 
     if data not in ("hub", BUNDLED) and not find_folder(data):
         raise InputError(f"--data is {data!r}, wanted hub, bundled or a folder with {split}.csv")
-    rows = load_split(AG_NEWS, split, AG_NEWS_REVISION) if data == "hub" else load_split(data, split, None)
-    scores = evaluate_classifier(_load(checkpoint), rows)
+    source = (AG_NEWS, AG_NEWS_REVISION) if data == "hub" else (data, None)
+    rows = load_split(source[0], split, source[1])
+    scores = evaluate_classifier(_load(checkpoint), rows) | {"data": describe_source(*source), "split": split}
     low, high = scores["interval"]
     print(f"accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, {scores['examples']} rows)")
     print(f"macro F1 {scores['macro_f1']:.4f}, expected calibration error {scores['calibration']['ece']:.4f}")
     for label, each in scores["per_class"].items():
         rates = f"precision {each['precision']:.4f}  recall {each['recall']:.4f}  F1 {each['f1']:.4f}"
         print(f"{label:9} {rates}  {each['support']:,.0f} rows")
+    print(f"scored on the {split} split of {scores['data']}")
     if json_file:  # last, so that nothing is lost where it cannot be written
-        json_file.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+        write_atomically(json_file, json.dumps(scores, indent=1) + "\n")
 
 
 @command('checkpoints/mini-agnews/checkpoint-2400 "Oil prices rise as stocks fall"', CHECKPOINT | {
     "texts": {"nargs": "*", "metavar": "TEXT", "help": "what to label; - reads one text per line from standard input"},
     "--input": {"type": a_path, "metavar": "FILE", "help": "label these texts: .csv, .tsv, .jsonl, .parquet, .txt"},
-    "--output": {"type": a_path, "metavar": "FILE.csv", "help": "where the labels of --input go, as ID,Label"},
+    "--output": {"type": a_path, "metavar": "FILE.csv", "help": f"the labels of --input: {NAMES}"},
     "--text-column": {"metavar": "NAME[,NAME]", "help": "which columns of --input make the text"},
     "--id-column": {"metavar": "NAME", "help": "the column of --input that becomes ID"},
     "--json": {"dest": "as_json", "action": "store_true", "help": "print one JSON object per TEXT, one per line"},
@@ -80,17 +84,15 @@ def evaluate(checkpoint, data, split, json_file) -> None:
 def predict(checkpoint, texts, input, output, text_column, id_column, as_json, probabilities, precision) -> None:
     """Label texts, or a file of texts. With the bundled base two CPU cores label a few hundred rows a second."""
     if bool(texts) == bool(input) or bool(input) != bool(output):
-        raise InputError("predict: give either texts, or --input FILE with --output FILE.csv")
+        raise InputError("predict: behind the checkpoint give either texts, or --input FILE with --output FILE.csv")
     if input and as_json:
         raise InputError("predict: --json goes with texts, not with --input")
     if texts and (text_column, id_column) != (None, None):
         raise InputError("predict: --text-column and --id-column go with --input")
-    if texts == ["-"]:
-        texts = read_lines()
+    texts = read_lines() if texts == ["-"] else texts
     classifier = _load(checkpoint, precision=precision)
     if input:
-        names = None if text_column is None else text_column.split(",")
-        columns = {"text_columns": names, "id_column": id_column}
+        columns = {"text_columns": text_column and text_column.split(","), "id_column": id_column}
         count = classifier.predict_file(input, output, probabilities=probabilities, **columns)
         print(f"{output}: {count} documents labelled")
         return
@@ -160,7 +162,7 @@ def figures(run_dirs, output_dir) -> None:
 
 @command("checkpoints/mini/checkpoint-300", CHECKPOINT)
 def verify(checkpoint) -> None:
-    """Check a checkpoint that you kept or were given: checksums, the adapter's keys and shapes."""
+    """Check a checkpoint that you kept or were given: checksums, and keys and shapes, for which its base must be here."""
     from .checkpoints import verify_checkpoint
 
     found = verify_checkpoint(checkpoint)
@@ -183,7 +185,7 @@ def bench(json_file) -> None:
         rates = ", ".join(f"{peer} {row['rows_per_second']:.1f}" for peer, row in peers.items())
         print(f"{model}: rows labelled a second: {rates}")
     if json_file:
-        json_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_atomically(json_file, json.dumps(record, indent=1) + "\n")
 
 
 def _pretraining(words: list[str] = (), **fields):
@@ -199,20 +201,25 @@ def _pretraining(words: list[str] = (), **fields):
 def pretrain(output_dir, resume, **fields) -> None:
     """Rebuild the bundled base model from AG News text. Takes minutes of a GPU, many hours of two CPU cores."""
     config, output_dir = _pretraining(**fields), output_dir or RUNS / "roberta-mini"
+    from safetensors import SafetensorError
+
     from .pretraining.run import pretrain
 
     try:
         log = pretrain(config, output_dir, resume=resume)["log"]
     except KeyboardInterrupt:
         raise Stopped("stopped; the same command with --resume goes on") from None
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save's writer
+            raise
+        raise InputError(f"{output_dir}: {first_line(error)}; make room there, and go on with --resume") from error
     loss = [row["eval_masked_loss"] for row in log if "eval_masked_loss" in row][-1]
     print(f"{output_dir}: base model and record written; loss on validation text {loss:.3f} nats")
 
 
-@command(
-    "mini baselines",
-    {"parts": {"nargs": "*", "metavar": "PART", "help": "default: all but those of hours, a GPU or bfloat16"}},
-)
+@command("mini baselines", {
+    "parts": {"nargs": "*", "metavar": "PART", "help": "default: all but those of hours, a GPU or bfloat16"},
+})  # fmt: skip
 def evidence(parts) -> None:
     """Rerun the committed runs, controls and baselines, for maintainers. Takes hours and rewrites checkpoints/."""
     from .evidence.rebuild import rebuild
@@ -237,5 +244,6 @@ if __name__ == "__main__":
     if sys.stdout:  # closed, in some daemons
         sys.stdout.reconfigure(errors="backslashreplace")  # what this terminal cannot show
     status = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said; a second one would add a traceback
     gc.freeze()  # Python's end would walk through everything that the libraries made
     sys.exit(status)

@@ -14,23 +14,27 @@ from .config import get_profile
 from .errors import written_into
 
 
-def draw_architecture(record: dict) -> Figure:
-    """A model from text to class, one of its layers, and LoRA's A and B beside one of its matrices, to scale.
+def draw_architecture(record: dict) -> Figure | None:
+    """A model from text to class, one of its layers, and LoRA's A and B beside one of its matrices, to scale; None where
+    other layers than query, key and value are adapted, or not in every layer of the encoder.
 
-    `record` needs `shape`, `config` and `parameters` alone. Places are in inches from the lower left.
+    `record` needs `shape`, `config` and `parameters`; `lora_norms` say what was adapted. Places are in inches from the
+    lower left.
     """
     shape, layers, rank = record["shape"], record["shape"]["num_hidden_layers"], record["config"]["lora_rank"]
     inch = 1.7 / max(shape["W"])  # of the drawing, a row or column
     tall, wide = inch * shape["W"][0], inch * shape["W"][1]
     thin = max(inch * rank, 0.95 / 72)  # a point, or it could not be seen
     thicker = f", but A and B drawn {thin / inch / rank:.0f} x as thick" if thin > inch * rank else ""
-    adapted = [target[0].upper() for target in record["config"]["lora_targets"]]
-    facts = _count_parts(record) | {"name": adapted[0], "scale": f"to scale{thicker}"}
+    adapted = [target.rpartition(".")[2][:1].upper() for target in record["config"]["lora_targets"]]
     plan = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    if {*adapted} - plan["marks"].keys() or len(record.get("lora_norms", ())) not in (0, layers * len(adapted)):
+        return None
+    facts = _count_parts(record) | {"name": adapted[0], "scale": f"to scale{thicker}"}
     figure = Figure(figsize=(7.2, 7.7), dpi=130)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7.2), ylim=(-0.2, 7.5))
     axes.axis("off")
-    boxes = plan["boxes"] + [plan["marks"][name] for name in adapted if name in plan["marks"]]
+    boxes = plan["boxes"] + [plan["marks"][name] for name in adapted]
     boxes += [[4.75 - wide, 3.1 - tall, wide, tall, "frozen", "W$_{name}$\n{W[0]} x {W[1]}\n= {W_numbers:,}"]]
     boxes += [[5.38, 3.4, wide, thin, "trained", ""], [5.38, 3.1 - tall, thin, tall, "trained", ""]]
     high = 1.7 / layers  # of a layer; the rest of 2.1 inches is gaps

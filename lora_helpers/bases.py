@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import loading
 from .config import LABELS
-from .errors import REFUSALS, InputError, first_line
+from .errors import InputError, first_line
 from .files.hub import base_files, how_to_restore
 from .files.places import MPNET_BASE, ROBERTA_BASE, full_name
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SHAPE = {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}
 FULL_SIZE = {ROBERTA_BASE: ("roberta", _SHAPE | {"type_vocab_size": 1}), MPNET_BASE: ("mpnet", _SHAPE)}
 PARAMETERS = {ROBERTA_BASE: 124_648_708, MPNET_BASE: 109_489_540}
-
+FEWEST = 10  # tokens of a vocabulary, besides special ones
 WANTED = "wanted an encoder for which transformers has a sequence-classification head (RoBERTa, DistilBERT, MPNet, ...)"
 
 
@@ -75,6 +75,7 @@ def read_shape(folder: Path, dropout: float | None = None) -> PreTrainedConfig:
         id2label=dict(enumerate(LABELS)), label2id={label: i for i, label in enumerate(LABELS)},
     )  # fmt: skip
     shape.transformers_weights = None  # else another file than those that identify the base
+    shape.problem_type, shape.return_dict = None, True  # else another loss, or a tuple in the place of the logits
     for field, value in ({} if dropout is None else shape.to_dict()).items():
         if type(value) in (int, float) and ("dropout" in field or "pdrop" in field):  # GPT-2's: attn_pdrop
             setattr(shape, field, dropout)
@@ -115,6 +116,8 @@ def _find_misfit(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
         return f"lacks {len(inside)} weights of its own, e.g. {inside[0]}; it is incomplete"
     if parameters != PARAMETERS.get(name, parameters):
         return f"has {parameters:,} parameters, wanted {PARAMETERS[name]:,}"
+    if tokens - len({*tokenizer.all_special_ids}) < FEWEST:  # transformers makes one up where its files are missing
+        return f"has a tokenizer of {tokens} tokens; its files are missing"
     if tokens > rows or (name in PARAMETERS and tokens != rows):  # other models pad their embeddings
         return f"has {tokens:,} tokens in its vocabulary and {rows:,} in its embeddings, wanted as many"
     return ""
@@ -134,14 +137,13 @@ def _find_discord(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 
 @contextmanager
 def _refusals_in_one_line(name: str, revision: str | None) -> Iterator[None]:
-    """Whatever the libraries raise over a base without weights, damaged, of another shape, or with code of its own."""
-    from safetensors import SafetensorError
-
+    """Whatever the libraries raise over a base without weights, damaged, of another shape, or with code of its own:
+    `tokenizers`, for one, raises a bare Exception."""
     try:
         yield
     except InputError:
         raise
-    except (*REFUSALS, SafetensorError) as error:
+    except Exception as error:
         fault = f"could not be loaded ({first_line(error)}); {how_to_restore(name, revision)}"
         if "custom code" in str(error):
             fault = "brings Python code of its own (auto_map), which is never run; give one that transformers knows"

@@ -7,6 +7,7 @@ structural checks.
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from .files.hub import base_files, base_folder, base_identity, how_to_restore, r
 from .files.manifests import MANIFEST, hash_file, read_manifest
 from .files.places import REPOSITORY, find_folder, full_name, is_folder_name
 from .model import longest_input
-from .records import read_record
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -72,7 +72,7 @@ def load_checkpoint(
     """
     from peft import PeftModelForSequenceClassification, set_peft_model_state_dict
 
-    folder, notices = Path(folder).resolve(), []
+    folder, notices = Path(os.path.realpath(folder)), []
     manifest, unlisted = _verify_files(folder, notices)
     lora = adapters.read_adapter_config(folder, notices)
     weights = adapters.read_weights(folder, lora)
@@ -140,15 +140,9 @@ def _verify_files(folder: Path, notices: list[str]) -> tuple[dict, list[str]]:
 
 
 def _name_checkpoints(folder: Path) -> str:
-    """What to give in the place of a folder that holds checkpoints, and which is best; empty if there is none."""
+    """What to give in the place of a folder that holds checkpoints; empty if there is none."""
     inside = list_checkpoints(folder) or sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
-    if not inside:
-        return ""
-    named, said = inside[-1].name, ""
-    with suppress(InputError):  # no record, or another program's
-        named = f"checkpoint-{read_record(folder)['best_saved_step']}"
-        said = f"; {named} has the best validation accuracy"
-    return f", but it holds {', '.join(path.name for path in inside)}{said}; name one, as in {folder / named}"
+    return f", but it holds {', '.join(path.name for path in inside)}; name one, as in {inside[-1]}" if inside else ""
 
 
 def _verify_base(manifest: dict, name: str, revision: str | None, notices: list[str]) -> None:

@@ -40,7 +40,7 @@ class RunConfig:
         AG_NEWS_REVISION, "commit", "commit on the Hub; none for a folder", "40 hex digits"
     )
     committed_rows: bool = _data(False, "flag", "use only the AG News training rows that the committed runs had")
-    validation_size: int = _data(640, "count", "drawn from train, unless the data bring their own", "rows")
+    validation_size: int = _data(640, "count", "drawn from train, unless the next field or the data decide", "rows")
     validation_share: float = _data(
         0.0, "share", "of train, by a hash of each text, validates; 0: `validation_size` rows are drawn", "share"
     )
@@ -63,9 +63,9 @@ class RunConfig:
     learning_rate: float = _optimisation(5e-5, "positive", "at its peak")
     lr_scheduler_type: str = _optimisation("linear", "scheduler", f"after the warm-up: {', '.join(SCHEDULERS)}")
     warmup_steps: int = _optimisation(0, "not negative", "the rate rises from 0 during these", "optimizer steps")
-    weight_decay: float = _optimisation(0.0, "not negative", "of AdamW", "per unit of learning rate")
-    adam_beta1: float = _optimisation(0.9, "share", "decay of the first moment", "share a step")
-    adam_beta2: float = _optimisation(0.999, "share", "decay of the second moment", "share a step")
+    weight_decay: float = _optimisation(0.0, "not negative", "of AdamW")
+    adam_beta1: float = _optimisation(0.9, "share", "decay of the first moment")
+    adam_beta2: float = _optimisation(0.999, "share", "decay of the second moment")
     adam_epsilon: float = _optimisation(1e-8, "positive", "added to the root of the second moment")
     max_grad_norm: float = _optimisation(1.0, "positive", "gradients are clipped to it", "L2 norm")
     mixed_precision: bool = _optimisation(
@@ -121,7 +121,7 @@ class RunConfig:
 def get_profile(name: str, **changes) -> RunConfig:
     """The profile called `name`, with `changes` to its fields. Raises: InputError: no such profile or field, or a bad value."""
     if name not in PROFILES:
-        hint = f" (it is called {RENAMED[name]!r} now)" if name in RENAMED else nearest(name, PROFILES)
+        hint = f" (it is called {RENAMED[name]!r} now)" if name in RENAMED else nearest(str(name), PROFILES)
         raise InputError(f"unknown profile {name!r}{hint}; there are {', '.join(PROFILES)}")
     return PROFILES[name].replace(**changes)
 

@@ -28,8 +28,11 @@ logger = logging.getLogger(__name__)
 
 HUB_ROWS = {"train": 120_000, "test": 7_600}  # Zhang, Zhao, LeCun (NeurIPS 2015), table 1
 WANTED = "{0}.csv, {0}.parquet, or a whole set {0}-00000-of-0000N.parquet"
-INSTEAD = "set AG_NEWS_DIR to a folder with train.csv and test.csv, or use PROFILE=mini"
+INSTEAD = (
+    "set AG_NEWS_DIR to a folder with train.csv and test.csv, or use the bundled rows (profile mini, --data bundled)"
+)
 COMMITTED_ROWS = CHECKPOINTS / "ag_news_rows.bin"  # `row_marks` of the rows from which the committed runs drew theirs
+AT_ONCE = 4096  # rows; to tokenise a text takes some twenty times its size
 MARK_BYTES = 5  # of a SHA-256: among 120,000 rows two share one with a chance of 0.7 %
 
 
@@ -123,11 +126,11 @@ def tokenize(rows: Dataset, tokenizer, max_length: int) -> Dataset:
     """Rows as `input_ids` (list of int, 2..max_length, not padded), `length` (tokens) and, where known, `labels`."""
     from datasets import Dataset
 
-    ids = tokenizer(rows["text"][:], truncation=True, max_length=max_length)["input_ids"]
-    columns = {
-        "input_ids": [np.array(row, dtype=np.int32) for row in ids],  # Arrow copies arrays, lists it walks through
-        "length": [len(row) for row in ids],
-    }
+    ids = []
+    for part in rows.iter(AT_ONCE):
+        found = tokenizer(part["text"], truncation=True, max_length=max_length)["input_ids"]
+        ids += [np.array(row, dtype=np.int32) for row in found]  # Arrow copies arrays, lists it walks through
+    columns = {"input_ids": ids, "length": [len(row) for row in ids]}
     return Dataset.from_dict(columns | ({"labels": rows["label"][:]} if "label" in rows.column_names else {}))
 
 
@@ -164,8 +167,8 @@ def _read(folder: Path, split: str, dataset: str, revision: str | None) -> Datas
     name, on_hub, files = full_name(dataset), _data_folder(dataset) is None, find_split_files(folder, split)
     if not files:
         place, remedy = (f"dataset {name} at {revision}", INSTEAD) if on_hub else (folder, "put the file there")
-        there = ", ".join(sorted(file.name for file in folder.glob(f"{split}*"))) or "no other file of that name"
-        raise InputError(f"{place}: found no {WANTED.format(split)}, but {there}; {remedy}")
+        there = ", ".join(sorted(file.name for file in folder.glob(f"{split}*")))
+        raise InputError(f"{place}: found no {WANTED.format(split)}{there and f', but {there}'}; {remedy}")
     if not on_hub:
         return read_rows(files)
     try:
@@ -206,7 +209,8 @@ def _carve_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Datas
 
     size, stratify = config.validation_size, "label" if config.stratified else None
     if size >= len(train) - config.batch_size:
-        raise InputError(f"validation_size is {size} of {len(train)} rows; more than {config.batch_size} must remain")
+        wanted = f"a smaller one, so that more than a batch of {config.batch_size} remains"
+        raise InputError(f"validation_size is {size} of {len(train)} rows, wanted {wanted}")
     features = Features({"row": Value("int64"), "label": train.features["label"]})
     rows = AtOnce.from_dict({"row": range(len(train)), "label": train["label"][:]}, features=features)
     try:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from .config import AG_NEWS, PINNED, ROBERTA_BASE
+from .config import AG_NEWS, PINNED, ROBERTA_BASE, get_profile
 from .errors import InputError, first_line
 from .files.places import REPOSITORY
 
@@ -31,7 +31,7 @@ OLDEST_TESTED = {"transformers": "5.17", "torch": "2.11"}
 WITHOUT_GPU = 'device="cpu", or CUDA_VISIBLE_DEVICES=-1 in the environment, does without the GPU'
 FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # instruction sets, as torch calls them; the last is ARM's
 INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_vnni", "avx_vnni", "amx_int8", "neon", "i8mm", *FAST_BFLOAT16)
-CODE = ("lora_helpers", "requirements.txt")  # what computes
+CODE = ("lora_helpers/**/*.py", "lora_helpers/**/*.json", "requirements.txt")  # what computes
 
 
 def environment(device: str | None = None) -> dict:
@@ -48,24 +48,30 @@ def environment(device: str | None = None) -> dict:
         "instruction_sets": [name for name in INSTRUCTION_SETS if capabilities.get(name)],
         "cores": os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
-        **describe_code(),
+        **_loaded_code(),
         "other_than_pins": [note for notes in compare_with_pins() for note in notes],
     }
+
+
+@cache
+def _loaded_code() -> dict:
+    """`describe_code`, once a process: an edit changes the files, and not what was loaded from them."""
+    return describe_code()
 
 
 def describe_code(repository: Path = REPOSITORY) -> dict:
     """Which code computes: `commit`, `code_sha256`, and `code_committed`, whether the commit holds just that code, without
     the documents, figures and records that evidence rewrites. Outside a repository of its own, the last is None as `commit`.
     """
-    digest, package, requirements = hashlib.sha256(), *(repository / name for name in CODE)
-    for path in [*sorted(package.rglob("*.py"), key=Path.as_posix), requirements]:
+    digest = hashlib.sha256()
+    for path in sorted((path for pattern in CODE for path in repository.glob(pattern)), key=Path.as_posix):
         if ".ipynb_checkpoints" not in path.parts:  # Jupyter's copies, which git ignores
             text = path.read_bytes().replace(b"\r\n", b"\n")  # the same on every system
             digest.update(f"{path.relative_to(repository).as_posix()} {len(text)}\n".encode() + text)
     commit = changes = None
     if _git(repository, "rev-parse", "--show-cdup") == "":  # no way up: the repository's own top
         commit = _git(repository, "rev-parse", "--verify", "HEAD")
-        changes = _git(repository, "status", "--porcelain", "--", *CODE)
+        changes = _git(repository, "status", "--porcelain", "-uall", "--", *(f":(glob){pattern}" for pattern in CODE))
     committed = None if changes is None else not changes
     return {"commit": commit, "code_sha256": digest.hexdigest(), "code_committed": committed}
 
@@ -111,13 +117,14 @@ def stamp() -> str:
 
 
 def choose_profile(wanted: str | None = None) -> tuple[str, str]:
-    """The name of the profile that the notebook runs, and why: `wanted`, else the variable PROFILE, else what fits here."""
+    """The name of the profile that the notebook runs, and why: `wanted`, else the variable PROFILE, else what fits here.
+    Raises: as `get_profile`."""
     from .files.hub import is_at_hand
 
     if wanted:
-        return wanted, "as the parameters say"
+        return get_profile(wanted).profile, "as the parameters say"
     if named := os.environ.get("PROFILE"):
-        return named, "as the environment variable PROFILE says"
+        return get_profile(named).profile, "as the environment variable PROFILE says"
     if best_device().type != "cuda":
         return "mini", _why_no_gpu()
     for kind, name in (("model", ROBERTA_BASE), ("dataset", AG_NEWS)):

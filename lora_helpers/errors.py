@@ -1,6 +1,7 @@
 """The kinds of failure that a user sees as one line, and the hint at a misspelt name."""
 
 import difflib
+import re
 from contextlib import contextmanager
 
 
@@ -27,10 +28,6 @@ class Stopped(KeyboardInterrupt):
     _render_traceback_ = InputError._render_traceback_
 
 
-# What a library raises over a file whose content makes no sense to it.
-REFUSALS = (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, ImportError, ArithmeticError)
-
-
 @contextmanager
 def written_into(folder):
     """InputError if what is done within cannot write into `folder`: it may be read-only, or the disk full."""
@@ -41,12 +38,22 @@ def written_into(folder):
         raise InputError(f"{folder}: cannot be written ({reason}); make room there, or name another folder") from error
 
 
+# What other programs call a field.
+SYNONYMS = {"lr": "learning_rate", "epochs": "max_steps", "num_train_epochs": "max_steps", "model": "base_model"}
+
+
 def nearest(name: str, known) -> str:
-    """A hint at the known name that is most like `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """A hint at the known name that is most like `name`, or means the same; or nothing."""
+    plain = {_plain(each): each for each in known}
+    meant = SYNONYMS.get(_plain(name))
+    close = [meant] if meant in plain else difflib.get_close_matches(_plain(name), plain, n=1)
+    return f" (did you mean {plain[close[0]]!r}?)" if close else ""
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("-", "_")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library says, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of what a library says, for a message of one line; without colours of a terminal."""
+    return (re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines() or [type(error).__name__])[0]

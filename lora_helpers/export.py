@@ -7,6 +7,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from . import loading
 from .checkpoints import WEIGHTS, load_checkpoint
 from .config import AG_NEWS, LABELS
@@ -52,9 +54,11 @@ def export_checkpoint(
             unfinished.rename(target)
         for path in unfinished.iterdir() if inside else ():
             path.rename(target / path.name)
-    except OSError as error:
-        fault = error.strerror or first_line(error)
-        raise InputError(f"{error.filename or target}: cannot be read or written ({fault})") from error
+    except Exception as error:
+        if not (isinstance(error, OSError | SafetensorError) or type(error) is Exception):  # the last of `tokenizers`
+            raise
+        fault, place = getattr(error, "strerror", None) or first_line(error), getattr(error, "filename", None)
+        raise InputError(f"{target}: cannot be written ({fault}{place and f': {place}'})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return target
@@ -72,7 +76,8 @@ def _write(checkpoint: Path, folder: Path, target: Path, form: str, base_name: s
             write_onnx(model.merge_and_unload(), tokenizer, folder)
         else:
             model.merge_and_unload().save_pretrained(folder)
-    tokenizer.backend_tokenizer.enable_truncation(verification.max_length)  # for whoever reads tokenizer.json alone
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.enable_truncation(verification.max_length)  # for who reads tokenizer.json alone
     for name in ("is_local", "local_files_only", "max_length"):  # how it was loaded and used here
         tokenizer.init_kwargs.pop(name, None)
     tokenizer.save_pretrained(folder)
@@ -88,7 +93,7 @@ def _write_adapter(model, folder: Path, base: str) -> None:
         if is_folder_name(base):
             (folder / "base").mkdir()
             source = base_files(lora.base_model_name_or_path, lora.revision)
-            for path in (path for pattern in IDENTITY_FILES for path in source.glob(pattern)):
+            for path in (path for pattern in (*IDENTITY_FILES, "*.index.json") for path in source.glob(pattern)):
                 shutil.copy(path, folder / "base")
             model.config.save_pretrained(folder / "base")
         lora.base_model_name_or_path, lora.revision = base, None
@@ -136,7 +141,8 @@ def _write_card(checkpoint: Path, folder: Path, facts: dict, *, base: str) -> No
         library_name=LIBRARIES[facts["form"]], datasets=AG_NEWS if on_ag_news else None, model_name=facts["folder"],
         eval_results=scores or None, **(LICENCE if ours else {}),
     )  # fmt: skip
-    base = Path(base).name if Path(base).is_absolute() else base  # a card tells nothing of this machine
+    if base.startswith("..") or Path(base).is_absolute():
+        base = Path(base).name  # a card tells nothing of this machine
     facts |= {"names": dict(enumerate(LABELS)), "base": base, "ours": ours}
     facts |= {"record": record, "step": step, "test": test}
     ModelCard.from_template(data, template_path=str(CARD), **facts).save(folder / "README.md")

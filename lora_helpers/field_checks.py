@@ -14,12 +14,13 @@ from .errors import InputError
 
 BATCH_ORDERS = ("random", "length-grouped")
 SCHEDULERS = ("linear", "cosine", "constant_with_warmup")  # all after the warm-up
+NAMES = 'one or more names, as ("query",)'
 LARGEST = sys.float_info.max  # beyond it an int, which has no bound, is no float any more
 
 # What a field may take: in words, and as a test, which NaN fails as it fails every comparison.
 RANGES = {
     "name": ("a name", bool),
-    "names": ('one or more names, as ("query",)', lambda value: all(isinstance(name, str) and name for name in value)),
+    "names": (NAMES, lambda value: all(isinstance(name, str) and name for name in value)),
     "flag": ("true or false", lambda value: value in (True, False)),
     "count": ("at least 1, below 2**31", lambda value: 1 <= value < 2**31),
     # A rank above any layer's width is no longer low, and a mistyped one would fill the memory.
@@ -46,7 +47,7 @@ TYPES = {
     "bool": ("bool", bool, lambda text: {"true": True, "false": False}[text.lower()]),
     "str": ("a name", str, str),
     "str | None": ("a name or nothing", (str, NoneType), lambda text: None if text.lower() == "none" else text),
-    "tuple[str, ...]": ("one or more names", tuple, lambda text: tuple(name.strip() for name in text.split(","))),
+    "tuple[str, ...]": (NAMES, tuple, lambda text: tuple(name.strip() for name in text.split(","))),
 }
 
 

@@ -9,6 +9,7 @@ from base64 import b64encode
 from collections import Counter
 from html import escape
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib import rc_context
@@ -48,7 +49,8 @@ def draw_figures(run_dirs: list[Path | str], output_dir: Path | str) -> dict[str
         figures = {kind: figure for kind, draw in FIGURES.items() if (figure := draw(record))}
         drawn[run] = {kind: output_dir / f"{run}-{kind}.png" for kind in figures}
         for kind, figure in figures.items():
-            save(figure, drawn[run][kind], f"run {run}, seed {record['config']['seed']}", record["environment"])
+            source = f"run {run}, seed {record['config']['seed']}, {code_mark(record['environment'])}"
+            save(figure, drawn[run][kind], source)
     return drawn
 
 
@@ -90,7 +92,7 @@ def draw_accuracy(record: dict) -> Figure:
     if value := linear.get("validation_accuracy"):
         axes.axhline(value, color=GREY, ls="--", label=f"linear model, all rows: {value:.3f}")
     axes.set(xlabel="optimizer step", ylabel="share of rows right", title=f"Validation accuracy: {_name_data(record)}")
-    axes.set_ylim(min(0.7, *accuracy), 1)
+    axes.set_ylim(min(0.7, min(accuracy) - 0.02), 1)
     axes.legend(loc="lower right", fontsize=SMALL)
     return figure
 
@@ -147,7 +149,7 @@ def draw_lengths(record: dict) -> Figure:
     title = "Cost of padding"
     if tokens[-1] == cut:
         title += f", rows cut at {cut} first"
-        note, place = f"cut at {cut}:\n{counts[-1]:,} rows", (cut, 0.4 * counts.max())
+        note, place = f"{cut} tokens, cut or not:\n{counts[-1]:,} rows", (cut, 0.4 * counts.max())
         top.annotate(note, (cut, counts[-1]), place, ha="right", size=SMALL, arrowprops={"arrowstyle": "->"})
     cost = [record["padding"][name] for name in POLICIES]
     bars = bottom.barh(list(POLICIES.values()), cost, color=[GREY, GREY, GREY, GREEN])
@@ -157,9 +159,11 @@ def draw_lengths(record: dict) -> Figure:
     return figure
 
 
-def draw_norms(record: dict) -> Figure:
+def draw_norms(record: dict) -> Figure | None:
     """The update (alpha / r) B A by layer: its singular values beside the largest of W, and its norm as a share of W's."""
     names, norms = list(record["lora_norms"]), list(record["lora_norms"].values())
+    if not isinstance(norms[0], dict):  # as version 1.0.0 recorded them
+        return None
     places, targets = np.arange(len(names)), [name.rpartition(".")[2] for name in names]
     layers, several = [re.search(r"\b\d+\b|$", name)[0] for name in names], len(set(targets)) > 1
     values, largest, relative = _columns(norms, "singular_values", "largest_of_W", "relative")
@@ -205,9 +209,9 @@ def make_axes(size=(6.4, 4.2), *, rows: int = 1, **named):
         return figure, figure.subplots(rows, **named)
 
 
-def save(figure: Figure, path: Path, source: str, environment: dict) -> None:
+def save(figure: Figure, path: Path, source: str) -> None:
     """Write a PNG with its source in a small caption, and nothing in it that changes from day to day."""
-    figure.supxlabel(f"{source}, {code_mark(environment)}", x=0.995, ha="right", fontsize=9, color=GREY)
+    figure.supxlabel(fill(source, 85), x=0.995, ha="right", fontsize=9, color=GREY)
     with written_into(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Software": None})
@@ -233,7 +237,7 @@ def _read_its_evidence(record: dict) -> dict:
     if its["data"]["sha256"] != record["data"]["sha256"]:
         return {}
     evidence = read_evidence()
-    if its["base"]["weights_sha256"] != record["base"].get("weights_sha256"):
+    if its["base"]["weights_sha256"] != record["base"].get("weights_sha256") or record["config"].get("random_base"):
         return {part: found for part, found in evidence.items() if part == "baselines"}
     changed = {name for name in its["config"] if its["config"][name] != record["config"].get(name)}
     changed -= MAY_DIFFER | {*SOURCES, *SOURCES.values(), "seed"}  # of base and data the contents were just compared

@@ -21,7 +21,7 @@ from .batching import batches_by_tokens, pad
 from .checkpoints import Verification, load_checkpoint
 from .config import LABELS, PRECISIONS
 from .environment import WITHOUT_GPU
-from .errors import InputError, first_line
+from .errors import CheckFailed, InputError, first_line
 from .evaluation import calibration, metric, to_digits
 from .field_checks import shown
 from .files.documents import read_documents
@@ -80,14 +80,16 @@ class Classifier:
             return cls(model.merge_and_unload(), tokenizer, max_length=max_length, **its)
 
     def predict(self, texts: Sequence[str], *, probabilities: bool = False) -> pd.DataFrame:
-        """One row a text, in order: text, label (int, 0-3), name, confidence; with `probabilities` one column a class.
+        """One row a text, in order, and under the index of a Series: text, label (int, 0-3), name, confidence; with
+        `probabilities` one column a class.
 
         Any string is a text, the empty one too. Half of a surrogate pair, which UTF-8 cannot hold, is read and shown as
-        `?`, and one notice says in how many texts. Raises: InputError: `texts` is no list of strings.
+        `?`. One notice says in how many texts, another how many are empty. Raises: InputError: no list of strings.
         """
         import pandas as pd
 
-        return pd.DataFrame(self.predict_columns(texts, probabilities=probabilities))
+        index = texts.index if isinstance(texts, pd.Series) else None
+        return pd.DataFrame(self.predict_columns(texts, probabilities=probabilities), index)
 
     def predict_columns(self, texts: Sequence[str], *, probabilities: bool = False) -> dict[str, list]:
         """The columns of `predict` as lists: pandas, which an answer at the prompt would wait for, is not loaded."""
@@ -130,10 +132,14 @@ class Classifier:
                 writer.writerow(["ID", "Label"] + (["LabelName", *LABELS] if probabilities else []))
                 documents, again = tee(read())
                 rows = self._classify_in_windows(_readable(document.text for document in again), bar.update)
+                count = 0
                 for row, document in zip(rows, documents, strict=True):
+                    count += 1
                     label = int(row.argmax())
                     extra = [LABELS[label], *(f"{p:.6f}" for p in row)] if probabilities else []
                     writer.writerow([document.id, label, *extra])
+            if count != total:
+                raise InputError(f"{source}: {total} documents at first, then {count}; it changed while it was read")
             _require_new_csv(target)  # once more: it may have come to be meanwhile
             os.replace(unfinished, target)
         except OSError as error:
@@ -179,6 +185,8 @@ class Classifier:
                     batches += [batch[::2], batch[1::2]]
                     continue
                 results[batch] = logits.float().softmax(dim=-1).cpu().numpy()
+                if np.isnan(results[batch]).any():
+                    raise CheckFailed("the model's scores are not finite; its weights or lora_alpha are out of range")
                 advance(len(batch))
         return results
 
@@ -192,13 +200,13 @@ def evaluate_classifier(classifier: Classifier, rows: Dataset) -> dict:
 
 
 def _readable(texts: Iterable[str]) -> Iterator[str]:
-    """The texts as UTF-8 can hold them, a lone surrogate as `?`, each looked at once; at their end one notice of those.
+    """The texts as UTF-8 can hold them, a lone surrogate as `?`, each looked at once; at their end notices of odd ones.
 
     A string is one text. Of a table or dict the column names would be read, of bytes the numbers: they are refused.
     """
     if not np.iterable(texts) or isinstance(texts, (bytes, Mapping, Set)) or hasattr(texts, "columns"):
         raise InputError(f"texts: found {type(texts).__name__}, wanted a list of strings; of a table, give one column")
-    changed = []
+    changed, empty = [], []
     for index, text in enumerate([texts] if isinstance(texts, str) else texts):
         if not isinstance(text, str):
             kind = type(text).__name__
@@ -206,10 +214,15 @@ def _readable(texts: Iterable[str]) -> Iterator[str]:
         readable = text.encode("utf-8", "replace").decode("utf-8")
         if readable != text:
             changed.append(index)
+        if not text.strip():
+            empty.append(index)
         yield readable
-    if changed:
-        notice = "texts with half of a surrogate pair, each read as `?`: %d; the first is text %d (from 0); "
-        logger.warning(notice + "check how it was decoded", len(changed), changed[0])
+    for odd, what, advice in (
+        (changed, "half of a surrogate pair, each read as `?`", "check how it was decoded"),
+        (empty, "nothing in them, each labelled all the same", "such a label means nothing"),
+    ):
+        if odd:
+            logger.warning("texts with %s: %d; the first is text %d (from 0); %s", what, len(odd), odd[0], advice)
 
 
 def _mention_int8() -> None:

@@ -143,4 +143,5 @@ def longest_input(model) -> int:
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return model.config.max_position_embeddings
+    longest = getattr(model.config, "max_position_embeddings", None) or 0
+    return longest if longest > 0 else 2**31 - 1  # positions are computed, not learnt: Funnel, XLNet

@@ -6,6 +6,7 @@ Nothing here needs the network or trained weights.
 import csv
 import json
 import os
+import signal
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from lora_helpers import quiet
 
 quiet()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell began in its background ignores Ctrl-C
 
 import pytest  # noqa: E402
 

@@ -112,8 +112,9 @@ def test_one_notice_says_how_many_texts_were_changed_and_which_is_the_first(clas
     shown = classifier.predict(texts)["text"]
     assert list(shown) == ["fine", "?", "half ?", "fine", "?", ""]
     notices = [record for record in caplog.records if record.name == "lora_helpers.inference"]
-    assert len(notices) == 1 and notices[0].levelname == "WARNING"
+    assert len(notices) == 2 and notices[0].levelname == notices[1].levelname == "WARNING"
     assert re.search(r"half of a surrogate pair.*: 2; the first is text 2 ", notices[0].getMessage())
+    assert re.search(r"with nothing in them.*: 1; the first is text 5 ", notices[1].getMessage())
     caplog.clear()
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n')
     assert classifier.predict_file(tmp_path / "in.jsonl", tmp_path / "out.csv", progress=False) == 2

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -77,8 +78,10 @@ def test_evaluate_scores_the_split_that_is_named_as_the_record_has_it(split, row
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["examples"] == rows and scores["accuracy"] == pytest.approx(recorded[split], abs=1.1 / rows)
     low, high = scores["interval"]
+    assert (scores["data"], scores["split"]) == ("the bundled corpus", split)
     said = f"accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, {rows} rows)\n"
-    assert capsys.readouterr().out.startswith(said)
+    shown = capsys.readouterr().out
+    assert shown.startswith(said) and shown.endswith(f"\nscored on the {split} split of the bundled corpus\n")
 
 
 def test_folders_in_the_home_and_in_the_repository_are_found(tmp_path, capsys, monkeypatch):
@@ -136,11 +139,7 @@ def test_predict_prints_a_table_and_writes_a_file(tmp_path, capsys):
         ),
         (
             ("predict", str(REPOSITORY / "checkpoints" / "mini"), "text"),
-            "it holds checkpoint-100, checkpoint-200, checkpoint-300; ",
-        ),
-        (
-            ("predict", str(REPOSITORY / "checkpoints" / "mini"), "text"),
-            " has the best validation accuracy; name one, as in ",
+            "it holds checkpoint-100, checkpoint-200, checkpoint-300; name one, as in ",
         ),
         (("predict", CHECKPOINT), "give either texts, or"),
         (("predict", CHECKPOINT, "--input", "x.csv"), "give either texts, or"),
@@ -235,6 +234,9 @@ def test_version(capsys):
         (("--verison",), "unknown option '--verison' (did you mean '--version'?)"),
         (("train", "full"), "it is called 'roberta-base' now"),
         (("train", "mini", "--learning-rat=1"), "unknown option '--learning-rat=1' (did you mean '--learning-rate'?)"),
+        (("train", "mini", "--lr", "1"), "unknown option '--lr' (did you mean '--learning-rate'?)"),
+        (("train", "mini", "--num-train-epochs=1"), "(did you mean '--max-steps'?)"),
+        (("pretrain", "--model", "x"), "unknown option '--model'; "),  # what it means elsewhere is no option here
         (("train", "mini", "--run"), "unknown option '--run'"),
         (("verify", CHECKPOINT, "--json"), "unknown option '--json'; "),  # which evaluate has, and predict
         (("verify", CHECKPOINT, CHECKPOINT), "unknown argument 'checkpoints"),
@@ -372,6 +374,19 @@ def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "stopped; the same command with --resume goes on\n"
 
 
+def test_a_pretraining_that_has_no_room_is_one_line(monkeypatch, capsys):
+    from safetensors import SafetensorError
+
+    said = r"error: .*; make room there, and go on with --resume\n"
+    for error in (SafetensorError("No space left"), RuntimeError("inline_container.cc: write failed")):
+        monkeypatch.setattr("lora_helpers.pretraining.run.pretrain", Mock(side_effect=error))
+        assert run("pretrain") == 2
+        assert re.fullmatch(said, capsys.readouterr().err)
+    monkeypatch.setattr("lora_helpers.pretraining.run.pretrain", Mock(side_effect=RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("pretrain")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows calls a closed pipe otherwise")
 def test_a_reader_that_has_enough_is_no_error(monkeypatch):
     """As `… | head` ends; without the care that is taken, closing the stream would complain again."""
@@ -475,11 +490,10 @@ def test_figures_of_a_run_called_like_a_committed_one_do_not_replace_its(tmp_pat
 
 
 def test_scores_are_shown_even_where_their_file_cannot_be_written(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "pathlib.Path.write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left", "f"))
-    )
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left", "f")))
     assert run("evaluate", CHECKPOINT, "--json", tmp_path / "scores.json") == 2
     shown = capsys.readouterr()
+    assert not list(tmp_path.iterdir())  # nor a part of it
     assert shown.out.startswith("accuracy 0.9") and "60 rows" in shown.out and "No space left" in shown.err
 
 

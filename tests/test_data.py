@@ -73,7 +73,8 @@ def test_too_few_rows_for_every_class_are_refused(size, labels):
 def test_more_than_a_batch_of_rows_is_left_for_training():
     rows = data._as_dataset(["text"] * 80, [0, 1, 2, 3] * 20)
     assert len(_carve_validation(rows, get_profile("mini", validation_size=63, batch_size=16))[0]) == 17
-    with pytest.raises(InputError, match="validation_size is 64 of 80 rows; more than 16 must remain"):
+    wanted = "validation_size is 64 of 80 rows, wanted a smaller one, so that more than a batch of 16 remains"
+    with pytest.raises(InputError, match=wanted):
         _carve_validation(rows, get_profile("mini", validation_size=64, batch_size=16))
 
 
@@ -131,7 +132,7 @@ WAYS = {  # the files of a folder -> those that make its test split, or what the
     (SHARD.format("test", 5, 2),): "0 of 2 files of a set",
     ("test_unlabelled.parquet",): "found no test.csv.*, but test_unlabelled.parquet; put",
     ("test.csv.gz", "test.jsonl"): "found no test.csv.*, but test.csv.gz, test.jsonl; put",
-    ("train.csv",): "found no test.csv.*, but no other file of that name; put",
+    ("train.csv",): "found no test.csv.*0000N.parquet; put",
     ("test.csv", "test-00000-of-00001.parquet.part"): ["test.csv"],
 }  # fmt: skip
 

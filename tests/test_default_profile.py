@@ -8,8 +8,9 @@ import pytest
 import torch
 from hub_server import Fault, HubServer, Repository
 
-from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, PROFILES, ROBERTA_BASE, ROBERTA_BASE_REVISION
+from lora_helpers.config import AG_NEWS, AG_NEWS_REVISION, PROFILES, ROBERTA_BASE, ROBERTA_BASE_REVISION, get_profile
 from lora_helpers.environment import choose_profile
+from lora_helpers.errors import InputError
 from lora_helpers.files import hub
 from lora_helpers.files.places import REPOSITORY
 
@@ -52,6 +53,10 @@ def test_what_the_user_says_wins(machine, monkeypatch):
     monkeypatch.setenv("PROFILE", "mini")
     assert choose_profile() == ("mini", "as the environment variable PROFILE says")
     assert choose_profile("mini-agnews") == ("mini-agnews", "as the parameters say")
+    with pytest.raises(InputError, match="unknown profile 'minni' .did you mean 'mini'"):
+        choose_profile("minni")
+    with pytest.raises(InputError, match="unknown profile None; there are mini, "):
+        get_profile(None)
     assert {"mini", "roberta-base"} <= PROFILES.keys()
 
 

@@ -315,7 +315,7 @@ def test_the_snippet_in_readme(monkeypatch):
     names = {}
     exec(compile(ast.Module(statements, []), "README", "exec"), names)
     table = eval(compile(ast.Expression(last.value), "README", "eval"), names)
-    assert list(table["name"]) == ["Sports"]
+    assert list(table["name"]) == ["Business"]
 
 
 def test_the_maintainers_commands(sandbox, capsys):

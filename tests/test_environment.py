@@ -47,13 +47,18 @@ def test_committed_code_is_told_from_other_code_and_documents_do_not_count(repos
     commit(repository)
     second = environment.describe_code(repository)
     assert second["commit"] != first["commit"] and second["code_sha256"] == first["code_sha256"]
-    for name in (SECOND, "requirements.txt", "lora_helpers/third.py"):
+    for name in (SECOND, "requirements.txt", "lora_helpers/third.py", "lora_helpers/lengths.json"):
         (repository / name).write_text("d = 4\n")
         third = environment.describe_code(repository)
         assert third["code_committed"] is False and third["code_sha256"] != second["code_sha256"], name
         commit(repository)
         second = environment.describe_code(repository)
         assert second == third | {"commit": second["commit"], "code_committed": True}
+    (repository / "lora_helpers" / ".DS_Store").write_text("of a file manager")
+    assert environment.describe_code(repository) == second
+    git(repository, "config", "status.showUntrackedFiles", "no")
+    (repository / "lora_helpers" / "fourth.py").write_text("e = 5\n")
+    assert environment.describe_code(repository)["code_committed"] is False
 
 
 def test_line_endings_change_nothing_and_a_move_between_files_does(repository):
@@ -84,6 +89,12 @@ def test_the_mark_names_the_code_and_whether_it_was_committed():
     assert (
         environment.code_mark({"commit": "c" * 40, "uncommitted_changes": False}) == "code unknown"
     )  # an older record
+
+
+def test_an_edit_while_a_process_runs_is_not_the_code_that_it_loaded(monkeypatch):
+    before = environment.environment()["code_sha256"]
+    monkeypatch.setattr(environment, "describe_code", lambda: {"code_sha256": "of the files as they are now"})
+    assert environment.environment()["code_sha256"] == before
 
 
 def test_the_environment_is_that_of_this_project(monkeypatch):

@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 
 from lora_helpers import export
 from lora_helpers.checkpoints import load_checkpoint
@@ -19,6 +21,8 @@ from lora_helpers.config import LABELS
 from lora_helpers.errors import InputError
 from lora_helpers.export import export_checkpoint
 from lora_helpers.files.places import REPOSITORY
+from lora_helpers.inference import Classifier
+from lora_helpers.training.run import train
 
 TEXTS = ["Oil prices rise", "The team won its last match", "goal " * 100]  # the last is over every limit
 AGNEWS = REPOSITORY / "checkpoints" / "mini-agnews"
@@ -49,6 +53,30 @@ def run_card(folder, code, **environment):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "error", [SafetensorError("No space left"), Exception("File too large (os error 27)"), OSError(28, "No space", "a")]
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint, tmp_path, monkeypatch, error):
+    """Of safetensors, of `tokenizers`, of Python."""
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", Mock(side_effect=error))
+    with pytest.raises(InputError, match="model: cannot be written .(No space|File too large)"):
+        export_checkpoint(checkpoint, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_adapter_of_a_base_in_shards_takes_all_of_it(tiny_base, tiny_config, tmp_path):
+    from transformers import AutoModel
+
+    base = shutil.copytree(tiny_base, tmp_path / "shards", ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModel.from_pretrained(tiny_base).save_pretrained(base, max_shard_size="100KB")
+    assert len(list(base.glob("*.safetensors"))) > 1
+    short = tiny_config.replace(base_model=str(base), max_steps=2, eval_steps=2, save_steps=2, warmup_steps=0)
+    train(short, tmp_path / "run")
+    export_checkpoint(tmp_path / "run" / "checkpoint-2", tmp_path / "adapter", form="adapter")
+    assert len(Classifier.from_checkpoint(tmp_path / "adapter").predict(TEXTS)) == 3
 
 
 LOGITS = """

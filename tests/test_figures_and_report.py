@@ -153,8 +153,8 @@ def test_a_figure_names_the_run_its_seed_and_its_code(tmp_path, monkeypatch, rec
     monkeypatch.setattr(figures, "save", lambda figure, file, *about: told.append((file.name, *about)))
     monkeypatch.chdir(tmp_path)
     draw_figures(["."], tmp_path / "figures")
-    source = f"run {tmp_path.name}, seed 7"
-    assert told == [(f"{tmp_path.name}-{kind}.png", source, record["environment"]) for kind in FIGURES]
+    source = f"run {tmp_path.name}, seed 7, code {record['environment']['code_sha256'][:10]}"
+    assert told == [(f"{tmp_path.name}-{kind}.png", source) for kind in FIGURES]
 
 
 def test_the_mean_length_is_of_rows(record):
@@ -165,7 +165,7 @@ def test_the_mean_length_is_of_rows(record):
 def test_the_cut_is_said_where_rows_were_cut(record):
     shown = " ".join(words(figures.draw_lengths(record)))
     longest = record["lengths"]["128"]
-    assert f"cut at 128:\n{longest:,} rows" in shown and "rows cut at 128 first" in shown
+    assert f"128 tokens, cut or not:\n{longest:,} rows" in shown and "rows cut at 128 first" in shown
     assert "cut" not in " ".join(words(figures.draw_lengths(read_record(CHECKPOINTS / "mini"))))
 
 
@@ -181,6 +181,8 @@ def test_norms_show_what_is_recorded(record, values):
     assert bars == [v for v in values for _ in range(12)]
     record["lora_norms"] = dict.fromkeys(("encoder.layer.0.query", "encoder.layer.0.value"), facts)
     assert {"0 query\n12%", "0 value\n12%", "layer (query, value)"} <= set(words(figures.draw_norms(record)))
+    record["lora_norms"] = {"encoder.layer.0.query": 0.12}  # as records of version 1.0.0 have them
+    assert figures.draw_norms(record) is None
 
 
 def test_the_architecture_counts_every_weight_and_is_drawn_to_scale(tmp_path, record, monkeypatch):
@@ -199,9 +201,13 @@ def test_the_architecture_counts_every_weight_and_is_drawn_to_scale(tmp_path, re
     assert (1.7, 0.425) in {(round(p.get_width(), 4), round(p.get_height(), 4)) for p in oblong}
     record["shape"] |= {"W": [256, 256]}
     record["config"]["lora_targets"], record["config"]["lora_rank"] = ["value", "query"], 1
+    record["lora_norms"] = dict.fromkeys(f"encoder.layer.{i}.{name}" for i in range(4) for name in ("value", "query"))
     record["shape"] |= {"A": [1, 256], "B": [256, 1]}
     shown = " ".join(words(draw_architecture(record)))
     assert "W$_V$" in shown and "drawn 2 x as thick" in shown
+    for targets in (["query", "dense"], ["layer.1.attention.self.query"]):  # not drawn, rather than drawn wrongly
+        record["config"]["lora_targets"] = targets
+        assert draw_architecture(record) is None
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "mpnet"])

@@ -18,7 +18,8 @@ import torch
 from lora_helpers import inference
 from lora_helpers.arithmetic import Int8Linear
 from lora_helpers.checkpoints import load_checkpoint
-from lora_helpers.errors import InputError
+from lora_helpers.errors import CheckFailed, InputError
+from lora_helpers.files.columns import Document
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.inference import Classifier
 
@@ -89,6 +90,14 @@ def test_probabilities_of_texts_are_columns_of_the_same_table(classifier):
     np.testing.assert_allclose(table.iloc[:, -4:], classifier.predict_probabilities(TEXTS), atol=1e-6)
 
 
+def test_the_table_has_the_index_of_a_series(classifier):
+    """So that a column of it can be put beside the texts in a table that was sorted or filtered."""
+    rows = pd.DataFrame({"text": TEXTS}).sample(frac=0.5, random_state=0)
+    wanted = classifier.predict(TEXTS)["name"]
+    assert list(classifier.predict(rows["text"])["name"].index) == list(rows.index) != sorted(rows.index)
+    assert all(classifier.predict(rows["text"])["name"] == wanted[rows.index])
+
+
 def test_columns_are_named_and_an_id_column_is_the_outputs_ID(classifier, tmp_path):
     """Under a BOM, in tabs; half of a surrogate pair in an id is written as the texts' is."""
     rows = [{"key": f"k{i}\ud800", "head": "oil", "body": text.strip()} for i, text in enumerate(TEXTS)]
@@ -103,6 +112,41 @@ def test_columns_are_named_and_an_id_column_is_the_outputs_ID(classifier, tmp_pa
         found = pd.read_csv(target)
         assert list(found["ID"]) == [f"k{i}?" for i in range(len(TEXTS))]
         assert list(found["Label"]) == list(wanted["label"])
+
+
+def test_a_carriage_return_that_nothing_quotes_moves_no_row(classifier, tmp_path):
+    """As pandas writes it on Linux; in a file of one column it would pass for the end of a row."""
+    pd.DataFrame({"text": ["oil\rprices", "goal"]}).to_csv(tmp_path / "in.csv", index=False, lineterminator="\n")
+    with pytest.raises(InputError, match="row 2: a carriage return ends it, a line feed the first row; quote the text"):
+        classifier.predict_file(tmp_path / "in.csv", tmp_path / "out.csv", progress=False)
+    (tmp_path / "quoted.csv").write_bytes(b'text\n"oil\rprices"\ngoal\n')
+    assert classifier.predict_file(tmp_path / "quoted.csv", tmp_path / "out.csv", progress=False) == 2
+
+
+@pytest.mark.parametrize("later", [3, 5])
+def test_a_file_that_changes_while_it_is_read_leaves_none(classifier, tmp_path, monkeypatch, later):
+    counts = iter((4, later))
+    rows = lambda *_, **__: iter([Document(i, "oil") for i in range(next(counts))])  # noqa: E731
+    monkeypatch.setattr(inference, "read_documents", rows)
+    with pytest.raises(InputError, match=f"in.csv: 4 documents at first, then {later}; it changed while it was read"):
+        classifier.predict_file("in.csv", tmp_path / "out.csv", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_that_are_not_finite_are_no_answer(tiny_run):
+    broken = Classifier.from_checkpoint(tiny_run / "checkpoint-10")
+    with torch.no_grad():
+        broken.model.classifier.out_proj.bias[2] = float("inf")
+    with pytest.raises(CheckFailed, match="scores are not finite"):
+        broken.predict(["oil"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are UTF-8")
+def test_a_parquet_file_may_have_a_name_that_is_no_utf8(classifier, tmp_path):
+    source = tmp_path / os.fsdecode(b"caf\xe9.parquet")
+    with source.open("wb") as stream:
+        pd.DataFrame({"text": ["oil"]}).to_parquet(stream)
+    assert classifier.predict_file(source, tmp_path / "out.csv", progress=False) == 1
 
 
 def test_each_text_is_looked_at_once(classifier, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import time
 import tracemalloc
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,14 @@ from lora_helpers.errors import InputError
 from lora_helpers.files.hub import LOADED_FILES, base_identity
 from lora_helpers.files.places import portable_name
 from lora_helpers.inference import Classifier
-from lora_helpers.model import build_meta_model, build_model, count_parameters, parameter_table, shape_of
+from lora_helpers.model import (
+    build_meta_model,
+    build_model,
+    count_parameters,
+    longest_input,
+    parameter_table,
+    shape_of,
+)
 from lora_helpers.training.run import train
 
 
@@ -198,6 +206,33 @@ def test_every_dropout_of_an_encoder_is_replaced_by_0_too_and_kept_if_none_is_gi
         its = {name: value for name, value in found.items() if "drop" in name and value is not None}
         wanted = {name: value if dropout is None else dropout for name, value in shape.to_dict().items() if name in its}
         assert its == wanted and len(its) >= 2
+
+
+def test_what_a_configuration_says_of_losses_and_outputs_is_dropped(tiny_base, tmp_path):
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    said = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(said | {"problem_type": "regression", "return_dict": False}))
+    model, tokenizer, _ = load_base(str(base), None)
+    found = model(**tokenizer("oil", return_tensors="pt"), labels=torch.tensor([2]))
+    torch.testing.assert_close(found.loss, torch.nn.functional.cross_entropy(found.logits, torch.tensor([2])))
+
+
+def test_a_base_without_the_files_of_its_tokenizer_is_refused(tiny_base, tmp_path):
+    """transformers makes a tokenizer up, to which all texts are alike."""
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text().replace('"1.0"', '"2.0"', 1))
+    with pytest.raises(InputError, match="could not be loaded .Unknown tokenizer version '2.0'"):  # a bare Exception
+        load_base(str(base), None)
+    for path in (*base.glob("tokenizer*"), *base.glob("vocab*"), *base.glob("merges*")):
+        path.unlink()
+    with pytest.raises(InputError, match="has a tokenizer of 5 tokens; its files are missing; restore"):
+        load_base(str(base), None)
+
+
+def test_a_base_that_computes_its_positions_has_no_longest_input():
+    for says in ({}, {"max_position_embeddings": None}, {"max_position_embeddings": -1}):  # Funnel, XLNet
+        model = SimpleNamespace(named_modules=lambda: (), config=SimpleNamespace(**says))
+        assert longest_input(model) == 2**31 - 1
 
 
 def test_a_base_may_have_more_rows_of_embeddings_than_tokens(tiny_base, tmp_path):

@@ -228,6 +228,23 @@ def test_on_another_kind_of_device_other_units_drop_out(device, dropout, said, t
     ]
 
 
+def test_what_a_resumed_run_was_computed_by_before_is_kept_and_said_where_it_rounds_otherwise(tmp_path, caplog):
+    def describe(**facts):
+        its = {"libraries": {"torch": "2.13.0", "transformers": "5.23.0"}, "code_sha256": "1" * 64} | facts
+        config = {"base_dropout": 0.0, "lora_dropout": 0.0}
+        return {"environment": {"device": "CPU, 2 threads"} | its, "data": {"sha256": "0"}, "config": config} | ONE
+
+    ONE = {"arithmetic": "float32", "world_size": 1}
+    then = describe(processor="Apple M3", libraries={"torch": "2.11.0", "transformers": "5.23.0"}, code_sha256="2" * 64)
+    kept = resuming.describe_resumption(resuming.Start(tmp_path / "checkpoint-10", then), describe(processor="EPYC"))
+    assert [line.getMessage() for line in caplog.records] == [
+        "processor: EPYC here, Apple M3 there; rounding will differ",
+        "torch: 2.13.0 here, 2.11.0 there; rounding will differ",
+    ]
+    wanted = {"processor": "Apple M3", "torch": "2.11.0", "transformers": "5.23.0", "code": "code 2222222222"}
+    assert wanted.items() <= kept["resumed_from"].items()
+
+
 def test_a_proxy_for_everything_is_a_proxy_for_the_hub(monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "getproxies", lambda: {"all": "http://proxy.example:3128"})

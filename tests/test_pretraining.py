@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lora_helpers.errors import CheckFailed
 from lora_helpers.pretraining import trainer
 from lora_helpers.pretraining.config import PretrainingConfig
 from lora_helpers.pretraining.losses import MASK, compute_losses, mask_tokens
@@ -123,6 +124,9 @@ def test_losses_are_means_of_their_steps_and_evaluations_mask_the_same_tokens(ro
     made.log(logs)
     assert [logs[f"{name}_loss"] for name in ("masked", "words", "contrast")] == [3.0, 5.0, 2.0]
     assert 1000 < logs["seconds"] < 1600 and not made.losses
+    for name in ("loss", "eval_masked_loss"):
+        with pytest.raises(CheckFailed, match=r"the loss is nan at step 0; begin anew below learning_rate 0\.001"):
+            made.log({name: float("nan")})
 
 
 def test_a_base_is_written_in_float16_and_read_in_float32(tmp_path):

@@ -5,6 +5,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from lora_helpers.batching import LengthGroupedSampler, padding_costs
 from lora_helpers.checkpoints import list_checkpoints, load_checkpoint
 from lora_helpers.data import load_ag_news, tokenize
 from lora_helpers.environment import trains_on_gpu
-from lora_helpers.errors import CheckFailed, InputError
+from lora_helpers.errors import CheckFailed, InputError, Stopped
 from lora_helpers.files.manifests import hash_file, read_manifest, seal
 from lora_helpers.files.places import MINI_NEWS
 from lora_helpers.processes import this_process
@@ -184,6 +185,38 @@ def test_what_another_program_left_is_not_resumed_and_not_touched(tiny_config, t
     assert here == dict.fromkeys(("run.json", "checkpoint-2/trainer_state.json", "checkpoint-2/notes.txt"), "{}")
 
 
+def test_a_run_that_ended_in_its_first_checkpoint_begins_again_by_the_same_command(tmp_path):
+    """A warm start or a seed with `resume_from` too, which `--resume` would forget."""
+    with pytest.raises(KeyboardInterrupt), claimed(tmp_path, resume=False):
+        (tmp_path / "checkpoint-2").mkdir()
+        raise KeyboardInterrupt
+    with claimed(tmp_path, resume=False):
+        (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="holds files already"), claimed(tmp_path, resume=False):
+        pass
+    (tmp_path / "notes.txt").unlink()
+    (tmp_path / "checkpoint-2" / "manifest.json").touch()  # whole now
+    with pytest.raises(InputError, match="holds files already"), claimed(tmp_path, resume=False):
+        pass
+
+
+def test_a_finished_checkpoint_is_copied_whole_or_not_at_all(unbroken, tmp_path, monkeypatch):
+    config, run_dir, _ = unbroken
+
+    def copy_a_part(source, target):
+        Path(shutil.copytree(source, target), "optimizer.pt").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        "lora_helpers.training.resuming.shutil", SimpleNamespace(rmtree=shutil.rmtree, copytree=copy_a_part)
+    )
+    with pytest.raises(Stopped, match="last whole checkpoint: none"):
+        train(config, tmp_path / "run", resume_from=run_dir / "checkpoint-150")
+    monkeypatch.undo()
+    record = train(config, tmp_path / "run", resume_from=run_dir / "checkpoint-150")
+    assert record["checkpoints"].keys() == {"150"} and not list((tmp_path / "run").glob("*.partial"))
+
+
 def test_a_run_that_was_begun_here_is_known_although_windows_removed_its_lock(tmp_path):
     with pytest.raises(KeyboardInterrupt), claimed(tmp_path, resume=False):
         (tmp_path / "checkpoint-2").mkdir()  # it was being written
@@ -290,7 +323,7 @@ def test_the_tokenizer_stands_beside_the_last_checkpoint_alone(unbroken):
 
 
 @pytest.mark.slow
-def test_a_warm_start_takes_the_weights_alone(unbroken, tmp_path, monkeypatch):
+def test_a_warm_start_takes_the_weights_alone(unbroken, tmp_path, monkeypatch, caplog):
     """A new optimizer and schedule: the first loss is what the checkpoint's last evaluation leads one to expect."""
     config, run_dir, _ = unbroken
     source, seen = run_dir / "checkpoint-150", {}
@@ -302,10 +335,13 @@ def test_a_warm_start_takes_the_weights_alone(unbroken, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, "make_trainer", make_trainer)
     longer = config.replace(max_steps=20, save_steps=10, learning_rate=2e-3)
+    source = Path(shutil.copytree(source, tmp_path / source.name))
+    (source / "notes.txt").touch()
     record = train(longer, tmp_path / "warm", warm_start=source)
     theirs = dict(load_checkpoint(source)[0].named_parameters())
     assert seen and all(torch.equal(p, theirs[name]) for name, p in seen.items())
     assert any("lora_B" in name and p.any() for name, p in seen.items())
+    assert "not in the manifest, and not read: notes.txt" in caplog.text
     assert record["log"][0]["step"] == 10 and "resumed_from" not in record
     sha256 = hash_file(source / "adapter_model.safetensors")
     assert record["warm_started_from"] == {"checkpoint": "checkpoint-150", "adapter_sha256": sha256}
@@ -322,7 +358,9 @@ def test_a_warm_start_takes_the_weights_alone(unbroken, tmp_path, monkeypatch):
 def test_a_warm_start_is_offered_where_the_length_alone_differs(unbroken, tmp_path):
     config, run_dir, _ = unbroken
     start = run_dir / "checkpoint-140"
-    with pytest.raises(InputError, match="max_steps is 300 here, 150 there.*--warm-start .*checkpoint-140"):
+    with pytest.raises(
+        InputError, match="checkpoint-140 .*max_steps is 300 here, 150 there.*--warm-start with this checkpoint"
+    ):
         train(config.replace(max_steps=300), tmp_path / "new", resume_from=start)
     with pytest.raises(InputError, match="max_steps.*warmup_steps.*--warm-start"):
         train(config.replace(max_steps=300, warmup_steps=30), tmp_path / "new", resume_from=start)
@@ -498,7 +536,9 @@ def test_a_warm_up_that_outlasts_the_run_is_said(tiny_config, tmp_path, caplog):
     """--max-steps alone, with the warm-up of a profile that trains for longer."""
     config = tiny_config.replace(max_steps=4, eval_steps=2, save_steps=2)
     train(config, tmp_path / "short")
-    assert "warmup_steps is 5, max_steps 4: the run ends while the learning rate still rises" in caplog.text
+    assert (
+        "warmup_steps is 5, max_steps 4: the run ends while the learning rate rises; lower warmup_steps" in caplog.text
+    )
     train(config.replace(warmup_steps=4), tmp_path / "just")
     assert "warmup_steps is 4, max_steps 4" in caplog.text
     caplog.clear()

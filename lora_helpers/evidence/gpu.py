@@ -14,7 +14,7 @@ from ..bases import compute_first_token_alone, full_size_shape
 from ..checkpoints import WEIGHTS, list_checkpoints, step_of
 from ..config import get_profile
 from ..data import load_ag_news
-from ..environment import watch_peak_memory
+from ..environment import code_mark, watch_peak_memory
 from ..files.manifests import hash_file
 from ..files.places import ROBERTA_BASE, RUNS
 from ..training.run import train
@@ -50,6 +50,7 @@ def repeat_runs(profile: str = "mini") -> dict:
     start, end = list_checkpoints(first)[-2:]
     resume_into(resumed, config, start)
     found = {"profile": profile, "arithmetic": record["arithmetic"], "resumed_at": step_of(start)}
+    found["environment"] = record["environment"]
     for name, folder in (("repeated", repeated), ("resumed", resumed)):
         files = [each / WEIGHTS for each in (end, list_checkpoints(folder)[-1])]
         wanted, got = map(load_file, files)
@@ -64,7 +65,7 @@ def time_headline(profiles: Sequence[str] = ("roberta-base", "original")) -> dic
     for profile in profiles:
         record = train(get_profile(profile, random_base=True), RUNS / f"gpu-{profile}", resume=True)
         seconds, memory = record["timing"]["seconds"], record["timing"]["peak_memory_mib"]["gpu"]
-        its = {"profile": profile, "arithmetic": record["arithmetic"]}
+        its = {"profile": profile, "arithmetic": record["arithmetic"], "code": code_mark(record["environment"])}
         rows.append(its | {"seconds": seconds, "peak_memory_mib": memory})
     return {"rows": rows}
 

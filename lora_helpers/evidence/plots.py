@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..architecture import draw_roberta_base
+from ..environment import code_mark
 from ..figures import BLUE, GREEN, GREY, ORANGE, SMALL, draw_figures, make_axes, save
 from ..records import committed_runs, read_evidence
 
@@ -23,8 +24,20 @@ def draw_all(output_dir: Path) -> list[Path]:
     runs, evidence, files = draw_figures(committed_runs(), output_dir), read_evidence(), []
     for name, (draw, *parts) in FIGURES.items():
         files.append(Path(output_dir) / f"{name}.png")
-        save(draw(evidence), files[-1], f"evidence {', '.join(parts)}", evidence[parts[-1]]["environment"])
+        save(draw(evidence), files[-1], f"evidence {', '.join(parts)}, {_mark_codes(evidence, parts)}")
     return [draw_roberta_base(output_dir), *(path for drawn in runs.values() for path in drawn.values()), *files]
+
+
+def _mark_codes(evidence: dict, parts: list[str]) -> str:
+    """Which code computed what a figure shows: of each part that of its runs, and its own."""
+    marks = []
+    for part in (evidence[name] for name in parts if name in evidence):
+        groups = part.get("sizes", [part])
+        arms = [arm for group in groups for arm in (group.get("variants") or group.get("arms") or {}).values()]
+        marks += [run["code"] for arm in arms for run in arm.get("runs", ()) if "code" in run]
+        marks.append(code_mark(part["environment"]))
+    first, *others = dict.fromkeys(marks)
+    return ", ".join([first, *(mark.removeprefix("code ") for mark in others)])
 
 
 def draw_throughput(evidence: dict) -> Figure:
@@ -91,7 +104,7 @@ def _draw_ranges(arms: dict[str, dict[float, list[float]]], form: str, varied: s
     return figure
 
 
-FIGURES = {  # what draws it, and the parts that it shows; the last says by what code
+FIGURES = {  # what draws it, and the parts that it shows
     "throughput": (draw_throughput, "bench"),
     "studies": (draw_studies, *QUESTIONS),
     "learning-rates": (draw_learning_rates, "learning-rates"),

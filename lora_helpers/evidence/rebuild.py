@@ -49,7 +49,7 @@ def rebuild(parts: list[str]) -> None:
         facts = environment()  # of the code that is about to compute
         result = PARTS[part]()
         if isinstance(result, dict):  # the other parts write folders and figures
-            write_evidence(part, result | {"environment": facts})
+            write_evidence(part, {"environment": facts} | result)  # of a run that was made before, its own
 
 
 def rerun_profile(profile: str) -> None:
@@ -77,9 +77,9 @@ def _leave_states_out(checkpoint: Path) -> None:
 def resume_again(profile: str) -> dict:
     """A committed run, gone on with from its last checkpoint but one: whether it ends in the same weights, bit by bit."""
     (*_, start, end), again = list_checkpoints(CHECKPOINTS / profile), RUNS / f"resumed-{profile}"
-    study.resume_into(again, get_profile(profile), start)
-    weights = (folder / WEIGHTS for folder in (end, list_checkpoints(again)[-1]))
-    return {"profile": profile, "resumed_at": step_of(start), "same_bits": len({*map(hash_file, weights)}) == 1}
+    facts = study.resume_into(again, get_profile(profile), start)["environment"]
+    same = hash_file(end / WEIGHTS) == hash_file(list_checkpoints(again)[-1] / WEIGHTS)
+    return {"profile": profile, "resumed_at": step_of(start), "same_bits": same, "environment": facts}
 
 
 def rebuild_base() -> None:

@@ -160,9 +160,9 @@ def load_committed(profile: str = "mini-agnews", **options) -> Classifier:
     return Classifier.from_checkpoint(list_checkpoints(CHECKPOINTS / profile)[-1], **options)
 
 
-def resume_into(folder: Path, config: RunConfig, start: Path) -> None:
+def resume_into(folder: Path, config: RunConfig, start: Path) -> RunRecord:
     """Continue the checkpoint `start` into `folder`, or, if that holds checkpoints of it already, their last one."""
-    train(config, folder, **({"resume": True} if list_checkpoints(folder) else {"resume_from": start}))
+    return train(config, folder, **({"resume": True} if list_checkpoints(folder) else {"resume_from": start}))
 
 
 def run_folder(config: RunConfig) -> Path:

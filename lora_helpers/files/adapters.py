@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import REFUSALS, CheckFailed, first_line
+from ..errors import CheckFailed, first_line
 from .documents import require_content
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ PLAIN_FIELDS = {
     *("use_dora", "use_rslora"),
 }
 
+# What PEFT raises over values that make no sense to it.
+REFUSALS = (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, ImportError, ArithmeticError)
 HARMLESS_RANK = 256  # a default that `rank_pattern` overrides everywhere may be larger than all adapters
 SECONDS = 5  # for all regular expressions of a configuration; they take milliseconds
 TRIAL = r"""import contextlib, json, re, sys
@@ -52,7 +54,7 @@ def read_adapter_config(folder: Path, notices: list[str]) -> LoraConfig:
     try:
         if path.stat().st_size > 100_000:  # bytes; PEFT writes a few thousand
             raise ValueError(f"{path.stat().st_size:,} bytes long")
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = {**json.loads(path.read_text(encoding="utf-8"))}
         if missing := [name for name in REQUIRED_FIELDS if name not in raw]:
             raise ValueError(f"{', '.join(missing)} missing")
     except (ValueError, TypeError, RecursionError) as error:

@@ -129,7 +129,7 @@ def _csv_records(path: Path) -> Iterator[list[str]]:
     """The fields of each record, ended by LF, CRLF or CR; csv.Error, with what to do, if it is not quoted as it should be."""
     csv.field_size_limit(LONGEST_FIELD)
     form = {"strict": True, "delimiter": _delimiter(path)}
-    lines, fault = [], None  # of the record that is being read
+    lines, fault, first_end = [], None, ""  # the lines are those of the record that is being read
     with path.open(encoding="utf-8-sig", newline="") as stream:
         records = csv.reader((lines.append(line) or line for line in stream), **form)
         try:
@@ -139,6 +139,10 @@ def _csv_records(path: Path) -> Iterator[list[str]]:
                     if [field.lstrip(" ") for field in tight] != [field.lstrip(" ") for field in record]:
                         fault = "a space before a quotation mark; remove it, so that it follows the separator at once"
                         break
+                first_end = first_end or lines[-1][-1]
+                if first_end != "\r" == lines[-1][-1]:
+                    fault = "a carriage return ends it, a line feed the first row; quote the text that holds it"
+                    break
                 yield record
                 lines.clear()
         except csv.Error as error:
@@ -175,11 +179,11 @@ def _parquet_values(path: Path, choose: Callable) -> Iterator[tuple]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream) as file:  # a path may be no UTF-8
             schema = file.schema_arrow
             wanted = [schema.names[place] for place in choose(schema.names, str(path))]
             classes = {column: dict(enumerate(names)) for column, names in class_names(schema).items()}
-            for batch in file.iter_batches(columns=list(dict.fromkeys(wanted))):
+            for batch in file.iter_batches(1024, columns=list(dict.fromkeys(wanted))):
                 values = [batch.column(column).to_pylist() for column in wanted]
                 for place, column in enumerate(wanted):
                     if names := classes.get(column):

@@ -29,7 +29,7 @@ class PretrainingConfig:
     batch_tokens: int = _optimisation(16_384, "count", "an optimizer step, padding included", "tokens")
     learning_rate: float = _optimisation(1e-3, "positive", "at its peak; decays linearly to 0")
     warmup_steps: int = _optimisation(500, "not negative", "the rate rises from 0 during these", "optimizer steps")
-    weight_decay: float = _optimisation(0.01, "not negative", "of AdamW", "per unit of learning rate")
+    weight_decay: float = _optimisation(0.01, "not negative", "of AdamW")
     seed: int = _optimisation(42, "seed", "of weights, batch order and masks")
 
     # Of the masked tokens 80 % become <mask>, 10 % another token, 10 % stay (Devlin et al. 2019).

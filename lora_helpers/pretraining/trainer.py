@@ -16,6 +16,7 @@ from transformers import Trainer
 
 from ..batching import batches_by_tokens
 from ..training.arguments import OneDeviceArguments, common_arguments
+from ..training.trainer import require_finite
 from .config import PretrainingConfig
 from .losses import compute_losses
 
@@ -78,6 +79,8 @@ class PretrainingTrainer(Trainer):
         return loss + config.contrast_weight * found.get("contrast", 0.0)
 
     def log(self, logs, start_time=None):
+        for loss in (logs[name] for name in ("loss", "eval_masked_loss") if name in logs):
+            require_finite(loss, self.state.global_step, f"begin anew below learning_rate {self.args.learning_rate}")
         if "loss" in logs:
             before = max((row.get("seconds", 0.0) for row in self.state.log_history), default=0.0)
             logs["seconds"] = before + time.monotonic() - self.lap

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..checkpoints import ADAPTER_CONFIG, WEIGHTS, list_checkpoints, load_checkpoint, verify_checkpoint
 from ..config import RunConfig
 from ..data import Splits
+from ..environment import code_mark
 from ..errors import CheckFailed, InputError
 from ..files.manifests import MANIFEST, hash_file
 from ..files.places import relative_to_repository
@@ -91,7 +92,8 @@ def require_same_run(start: Start, config: RunConfig, splits: Splits, *, allow_o
         changed = {k: v for k, v in changed.items() if k not in ("dataset", "dataset_revision")}
     if changed:
         listed = "; ".join(f"{name} is {mine!r} here, {other!r} there" for name, (mine, other) in changed.items())
-        way = f", or begin a new run with its weights: --warm-start {start.path}" if changed.keys() <= LENGTHS else ""
+        anew = ", or begin a new run with its weights: --warm-start with this checkpoint, and another --output-dir"
+        way = anew if changed.keys() <= LENGTHS else ""
         raise InputError(f"{start.path} was trained with another configuration: {listed}; use the same values{way}")
     here, there = splits.fingerprints(), start.manifest["data"]["sha256"]
     if here != there and not allow_other_data:
@@ -104,25 +106,35 @@ def describe_resumption(start: Start, details: dict) -> dict:
     data ever changed. Warns where this run's `details` differ in a way that changes the numbers."""
     then = {"world_size": 1, "arithmetic": "float32"} | start.manifest  # true of every manifest that does not say
     dropout = details["config"]["base_dropout"] or details["config"]["lora_dropout"]
-    here, then = (about | {"device": about["environment"]["device"]} for about in (details, then))
-    effects = {"world_size": dropout and "dropout masks", "arithmetic": "rounding"}
+    here, then = (about | _name_machine(about["environment"]) for about in (details, then))
+    effects = {"world_size": dropout and "dropout masks"}
+    effects |= dict.fromkeys(("arithmetic", "processor", "torch", "transformers"), "rounding")
     on_cpus = all(each["device"].startswith("CPU") for each in (here, then))  # whose masks threads do not change
     effects["device"] = "rounding" if on_cpus or not dropout else "dropout masks and rounding"
     for name, effect in effects.items():
-        if here[name] != then[name] and effect:
+        if here[name] != then[name] and effect and then[name]:
             logger.warning("%s: %s here, %s there; %s will differ", name, here[name], then[name], effect)
     other_data = details["data"]["sha256"] != then["data"]["sha256"]
     before = then.get("resumed_from", {}).get("other_data", False)
-    kept = {name: then[name] for name in effects} | {"other_data": other_data or before}
+    kept = {name: then[name] for name in (*effects, "code")} | {"other_data": other_data or before}
     origin = {"resumed_from": {"checkpoint": relative_to_repository(start.path), **kept}}
     return origin | {name: then[name] for name in ("warm_started_from",) if name in then}
+
+
+def _name_machine(environment: dict) -> dict:
+    """What a run owes to where and by which code it is computed, as far as its manifest says; else None."""
+    libraries = {name: environment.get("libraries", {}).get(name) for name in ("torch", "transformers")}
+    its = {"device": environment["device"], "processor": environment.get("processor")}
+    return its | libraries | {"code": code_mark(environment)}
 
 
 def take_weights(model, checkpoint: Path) -> dict:
     """Give `model` the adapter and head of a checkpoint of the same shape and base; returns what the record keeps."""
     import torch
 
-    source = load_checkpoint(checkpoint)[0]
+    source, _, verification = load_checkpoint(checkpoint)
+    for notice in verification.notices:
+        logger.warning("%s: %s", checkpoint, notice)
     theirs, mine = dict(source.named_parameters()), dict(model.named_parameters())
     frozen = [name for name, p in mine.items() if not p.requires_grad and "original_module" not in name]
     if _shapes(source) != _shapes(model) or not all(torch.equal(mine[name], theirs[name]) for name in frozen):
@@ -146,5 +158,7 @@ def restore_finished(trainer, last: Path, output_dir: Path) -> None:
     trainer.model.load_adapter(last, "default", is_trainable=True, torch_device=str(trainer.args.device))
     trainer.state = TrainerState.load_from_json(last / "trainer_state.json")
     if last.parent != output_dir.resolve() and leads():
-        shutil.copytree(last, output_dir / last.name)
+        unfinished = output_dir / f"{last.name}.partial"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(last, unfinished).rename(output_dir / last.name)
     this_process().wait_for_everyone()

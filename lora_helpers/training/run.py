@@ -84,7 +84,10 @@ def _claimed(output_dir: Path, *, resume: bool) -> Iterator[None]:
 
     output_dir.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in output_dir.iterdir()}
-    if not resume and there - {".lock"}:  # which a killed run leaves
+    left = {".lock"} if ".lock" in there else set()  # by a run that was stopped
+    if left and not list_checkpoints(output_dir):
+        left |= {path.name for path in output_dir.glob("checkpoint-*")}  # which it had begun to write
+    if not resume and there - left:
         raise InputError(f"{output_dir} holds files already; name another folder, or --resume to continue its run")
     if there and ".lock" not in there and not list_checkpoints(output_dir):  # it would write over them
         raise InputError(f"{output_dir} holds files, but no run that was begun here; name another folder")
@@ -112,6 +115,7 @@ def _train(config: RunConfig, output_dir: Path, beginning: Beginning) -> records
     if start:
         require_same_run(start, config, splits, allow_other_data=beginning.allow_other_data)
     if finished and start.path.parent == output_dir.resolve() and (output_dir / records.RECORD).is_file():
+        logger.info("%s: this run is finished", output_dir)
         return records.read_record(output_dir)
     plan = _make_plan(config, output_dir, splits, began - (start.manifest["seconds"] if start else 0.0))
     if beginning.resume and not start:
@@ -120,7 +124,7 @@ def _train(config: RunConfig, output_dir: Path, beginning: Beginning) -> records
         plan.details.update(describe_resumption(start, plan.details))
         logger.info("resuming %s at step %d", relative_to_repository(start.path), step_of(start.path))
     if config.warmup_steps >= config.max_steps:
-        rising = "warmup_steps is %d, max_steps %d: the run ends while the learning rate still rises; give less warm-up"
+        rising = "warmup_steps is %d, max_steps %d: the run ends while the learning rate rises; lower warmup_steps"
         logger.warning(rising, config.warmup_steps, config.max_steps)
     if beginning.warm_start:
         plan.details.update(take_weights(plan.model, beginning.warm_start))

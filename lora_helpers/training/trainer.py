@@ -27,6 +27,7 @@ from .arguments import Plan, make_arguments
 
 logger = logging.getLogger(__name__)
 
+ANEW = "begin a new run with a lower learning_rate ({}), or --warm-start the checkpoint before"
 SHOWN = {"loss": "loss", "eval_loss": "validation loss", "eval_accuracy": "validation accuracy"}  # beside the bar
 
 
@@ -61,7 +62,7 @@ class RunCallback(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         for name in (name for name in SHOWN if name in logs):
-            require_finite(logs[name], state.global_step, args.learning_rate)
+            require_finite(logs[name], state.global_step, ANEW.format(args.learning_rate))
             self.shown[SHOWN[name]] = f"{logs[name]:.4f}"
         self.bar.set_postfix(self.shown, refresh=False)
         if self.bar.disable and "eval_loss" in logs:  # a line for the log, which has no bar
@@ -104,7 +105,7 @@ class FineTuningTrainer(Trainer):
         loss = super().training_step(*arguments, **named)
         if loss.device.type == "cpu":
             mean = self.accelerator.gather(loss).mean().item()  # so that all processes stop at the same step
-            require_finite(mean, self.state.global_step + 1, self.args.learning_rate)
+            require_finite(mean, self.state.global_step + 1, ANEW.format(self.args.learning_rate))
         return loss
 
 
@@ -134,8 +135,7 @@ def require_room(plan: Plan) -> None:
         raise OSError(errno.ENOSPC, f"{free / 2**20:.1f} MiB are free, a checkpoint needs {needed / 2**20:.1f} MiB")
 
 
-def require_finite(loss: float, step: int, learning_rate: float) -> None:
+def require_finite(loss: float, step: int, advice: str) -> None:
     """Stop a run whose loss, the mean over its processes, is NaN or infinite."""
     if not math.isfinite(loss):
-        advice = f"begin a new run with a lower learning_rate ({learning_rate}), or --warm-start the checkpoint before"
         raise CheckFailed(f"the loss is {loss} at step {step}; {advice}")
