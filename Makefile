@@ -46,8 +46,8 @@ figures: .venv/installed  ## redraw figures/ from the committed records
 report: .venv/installed  ## write the records' numbers into README, notebook and cards
 	$(BIN)/python -m lora_helpers report
 
-constraints:  ## write constraints.txt anew from what the requirements bring today
-	test -d .venv || $(PYTHON) -m venv .venv
+constraints:  ## write constraints.txt anew after a change of the requirements
+	test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	$(BIN)/python tests/pins.py
 

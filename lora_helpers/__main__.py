@@ -74,7 +74,7 @@ def evaluate(checkpoint, data, split, json_file) -> None:
 @command('checkpoints/mini-agnews/checkpoint-2400 "Oil prices rise as stocks fall"', CHECKPOINT | {
     "texts": {"nargs": "*", "metavar": "TEXT", "help": "what to label; - reads one text per line from standard input"},
     "--input": {"type": a_path, "metavar": "FILE", "help": "label these texts: .csv, .tsv, .jsonl, .parquet, .txt"},
-    "--output": {"type": a_path, "metavar": "FILE.csv", "help": f"the labels of --input: {NAMES}"},
+    "--output": {"type": a_path, "metavar": "FILE.csv", "help": f"where they go, as ID,Label ({NAMES})"},
     "--text-column": {"metavar": "NAME[,NAME]", "help": "which columns of --input make the text"},
     "--id-column": {"metavar": "NAME", "help": "the column of --input that becomes ID"},
     "--json": {"dest": "as_json", "action": "store_true", "help": "print one JSON object per TEXT, one per line"},
@@ -84,7 +84,7 @@ def evaluate(checkpoint, data, split, json_file) -> None:
 def predict(checkpoint, texts, input, output, text_column, id_column, as_json, probabilities, precision) -> None:
     """Label texts, or a file of texts. With the bundled base two CPU cores label a few hundred rows a second."""
     if bool(texts) == bool(input) or bool(input) != bool(output):
-        raise InputError("predict: behind the checkpoint give either texts, or --input FILE with --output FILE.csv")
+        raise InputError("predict: after CHECKPOINT give either texts, or --input FILE with --output FILE.csv")
     if input and as_json:
         raise InputError("predict: --json goes with texts, not with --input")
     if texts and (text_column, id_column) != (None, None):
@@ -162,7 +162,7 @@ def figures(run_dirs, output_dir) -> None:
 
 @command("checkpoints/mini/checkpoint-300", CHECKPOINT)
 def verify(checkpoint) -> None:
-    """Check a checkpoint that you kept or were given: checksums, and keys and shapes, for which its base must be here."""
+    """Check a checkpoint that you kept or were given: checksums, the adapter's keys and shapes. Its base must be at hand."""
     from .checkpoints import verify_checkpoint
 
     found = verify_checkpoint(checkpoint)
@@ -244,6 +244,5 @@ if __name__ == "__main__":
     if sys.stdout:  # closed, in some daemons
         sys.stdout.reconfigure(errors="backslashreplace")  # what this terminal cannot show
     status = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said; a second one would add a traceback
     gc.freeze()  # Python's end would walk through everything that the libraries made
     sys.exit(status)

@@ -16,7 +16,7 @@ from .errors import written_into
 
 def draw_architecture(record: dict) -> Figure | None:
     """A model from text to class, one of its layers, and LoRA's A and B beside one of its matrices, to scale; None where
-    other layers than query, key and value are adapted, or not in every layer of the encoder.
+    anything but query, key and value is adapted, or these not in every layer.
 
     `record` needs `shape`, `config` and `parameters`; `lora_norms` say what was adapted. Places are in inches from the
     lower left.

@@ -60,6 +60,8 @@ def load_base(
             missing = sorted(info["missing_keys"])
     if tokenizer.pad_token_id is None:
         raise InputError(f"base model {name!r} has no padding token, so texts cannot share a batch; {WANTED}")
+    if len(tokenizer) - len({*tokenizer.all_special_ids}) < FEWEST:  # which transformers makes up without files
+        raise InputError(f"base model {name!r} brings no tokenizer; put its files there, or take another base")
     if misfit := discord or _find_misfit(full_name(name), model, tokenizer, missing):
         raise InputError(f"base model {name!r} {misfit}; {how_to_restore(name, revision)}")
     compute_first_token_alone(model)
@@ -116,8 +118,6 @@ def _find_misfit(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
         return f"lacks {len(inside)} weights of its own, e.g. {inside[0]}; it is incomplete"
     if parameters != PARAMETERS.get(name, parameters):
         return f"has {parameters:,} parameters, wanted {PARAMETERS[name]:,}"
-    if tokens - len({*tokenizer.all_special_ids}) < FEWEST:  # transformers makes one up where its files are missing
-        return f"has a tokenizer of {tokens} tokens; its files are missing"
     if tokens > rows or (name in PARAMETERS and tokens != rows):  # other models pad their embeddings
         return f"has {tokens:,} tokens in its vocabulary and {rows:,} in its embeddings, wanted as many"
     return ""
@@ -141,7 +141,7 @@ def _refusals_in_one_line(name: str, revision: str | None) -> Iterator[None]:
     `tokenizers`, for one, raises a bare Exception."""
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:
         fault = f"could not be loaded ({first_line(error)}); {how_to_restore(name, revision)}"

@@ -53,9 +53,14 @@ def environment(device: str | None = None) -> dict:
     }
 
 
-@cache
 def _loaded_code() -> dict:
-    """`describe_code`, once a process: an edit changes the files, and not what was loaded from them."""
+    """`describe_code` at the first call; not committed if files were edited since, since some may have been loaded then."""
+    first = _first_code()
+    return first if describe_code()["code_sha256"] == first["code_sha256"] else first | {"code_committed": False}
+
+
+@cache
+def _first_code() -> dict:
     return describe_code()
 
 

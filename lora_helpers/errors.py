@@ -39,7 +39,7 @@ def written_into(folder):
 
 
 # What other programs call a field.
-SYNONYMS = {"lr": "learning_rate", "epochs": "max_steps", "num_train_epochs": "max_steps", "model": "base_model"}
+SYNONYMS = {"lr": "learning_rate", "model": "base_model"}
 
 
 def nearest(name: str, known) -> str:

@@ -58,7 +58,7 @@ def export_checkpoint(
         if not (isinstance(error, OSError | SafetensorError) or type(error) is Exception):  # the last of `tokenizers`
             raise
         fault, place = getattr(error, "strerror", None) or first_line(error), getattr(error, "filename", None)
-        raise InputError(f"{target}: cannot be written ({fault}{place and f': {place}'})") from error
+        raise InputError(f"{target}: cannot be written ({fault}{f': {place}' if place else ''})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return target

@@ -211,7 +211,7 @@ def make_axes(size=(6.4, 4.2), *, rows: int = 1, **named):
 
 def save(figure: Figure, path: Path, source: str) -> None:
     """Write a PNG with its source in a small caption, and nothing in it that changes from day to day."""
-    figure.supxlabel(fill(source, 85), x=0.995, ha="right", fontsize=9, color=GREY)
+    figure.supxlabel(fill(source, 85, break_on_hyphens=False), x=0.995, ha="right", fontsize=9, color=GREY)
     with written_into(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Software": None})

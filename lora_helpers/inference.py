@@ -84,7 +84,9 @@ class Classifier:
         `probabilities` one column a class.
 
         Any string is a text, the empty one too. Half of a surrogate pair, which UTF-8 cannot hold, is read and shown as
-        `?`. One notice says in how many texts, another how many are empty. Raises: InputError: no list of strings.
+        `?`. One notice says in how many texts, another how many are empty.
+
+        Raises: InputError: `texts` is no list of strings. CheckFailed: scores that are not finite.
         """
         import pandas as pd
 
@@ -115,6 +117,7 @@ class Classifier:
         every row after it another's label. An error or an interrupt (Ctrl-C) leaves no file behind.
 
         Raises: InputError: `target` exists, is no CSV name or cannot be written, or a row of `source` cannot be read.
+            CheckFailed: as `predict`.
         """
         target = Path(target)
         _require_new_csv(target)
@@ -219,7 +222,7 @@ def _readable(texts: Iterable[str]) -> Iterator[str]:
         yield readable
     for odd, what, advice in (
         (changed, "half of a surrogate pair, each read as `?`", "check how it was decoded"),
-        (empty, "nothing in them, each labelled all the same", "such a label means nothing"),
+        (empty, "nothing in them, each labelled nevertheless", "such a label means nothing"),
     ):
         if odd:
             logger.warning("texts with %s: %d; the first is text %d (from 0); %s", what, len(odd), odd[0], advice)

@@ -172,7 +172,9 @@ def test_objects_of_ever_other_columns_are_one_notice(tmp_path, caplog):
 def test_numbers_without_names_are_read_in_our_order_and_it_is_said_once(tmp_path, caplog):
     assert read(write(tmp_path / "in.parquet", {"text": ["a", "b"], "label": [1, 2]}), labelled=True)
     (notice,) = caplog.records
-    said = "0, 1, 2, 3 are read as World, Sports, Business, Sci/Tech; if yours count from 1, call the column class"
+    said = (
+        "0, 1, 2, 3 are read as World, Sports, Business, Sci/Tech; if yours count from 1, rename the column to `class`"
+    )
     assert said in notice.getMessage()
     caplog.clear()
     assert read(write(tmp_path / "in.csv", {"text": ["a"], "class": [1]}), labelled=True)  # as AG News numbers them

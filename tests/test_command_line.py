@@ -235,7 +235,7 @@ def test_version(capsys):
         (("train", "full"), "it is called 'roberta-base' now"),
         (("train", "mini", "--learning-rat=1"), "unknown option '--learning-rat=1' (did you mean '--learning-rate'?)"),
         (("train", "mini", "--lr", "1"), "unknown option '--lr' (did you mean '--learning-rate'?)"),
-        (("train", "mini", "--num-train-epochs=1"), "(did you mean '--max-steps'?)"),
+        (("train", "mini", "--model=x"), "(did you mean '--base-model'?)"),
         (("pretrain", "--model", "x"), "unknown option '--model'; "),  # what it means elsewhere is no option here
         (("train", "mini", "--run"), "unknown option '--run'"),
         (("verify", CHECKPOINT, "--json"), "unknown option '--json'; "),  # which evaluate has, and predict

@@ -297,7 +297,7 @@ def test_missing_data_is_one_line_that_says_what_helps(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_tokens_are_cut_but_never_padded_and_keep_their_special_tokens(tiny_base):
+def test_tokens_are_cut_but_never_padded_and_keep_their_special_tokens(tiny_base, monkeypatch):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
@@ -308,6 +308,8 @@ def test_tokens_are_cut_but_never_padded_and_keep_their_special_tokens(tiny_base
     assert all(tokenizer.pad_token_id not in ids for ids in encoded["input_ids"])
     whole = tokenize(rows, tokenizer, max_length=128)
     assert max(whole["length"]) > 20 and len(set(whole["length"])) > 5
+    monkeypatch.setattr(data, "AT_ONCE", 3)
+    assert tokenize(rows, tokenizer, max_length=128).to_dict() == whole.to_dict()
 
 
 @pytest.mark.slow

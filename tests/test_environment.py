@@ -92,9 +92,11 @@ def test_the_mark_names_the_code_and_whether_it_was_committed():
 
 
 def test_an_edit_while_a_process_runs_is_not_the_code_that_it_loaded(monkeypatch):
-    before = environment.environment()["code_sha256"]
-    monkeypatch.setattr(environment, "describe_code", lambda: {"code_sha256": "of the files as they are now"})
-    assert environment.environment()["code_sha256"] == before
+    before = environment.environment()
+    edited = {"code_sha256": "of the files as they are now", "code_committed": True}
+    monkeypatch.setattr(environment, "describe_code", lambda: edited)
+    after = environment.environment()
+    assert after["code_sha256"] == before["code_sha256"] and after["code_committed"] is False
 
 
 def test_the_environment_is_that_of_this_project(monkeypatch):

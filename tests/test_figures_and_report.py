@@ -7,6 +7,7 @@ from lora_helpers import figures
 from lora_helpers.architecture import draw_architecture, draw_roberta_base
 from lora_helpers.config import LABELS, get_profile
 from lora_helpers.errors import InputError
+from lora_helpers.evidence import plots
 from lora_helpers.figures import FIGURES, draw_figures
 from lora_helpers.files.places import REPOSITORY
 from lora_helpers.model import count_parameters, make_lora_config, shape_of
@@ -125,8 +126,9 @@ def test_accuracies_of_runs_share_an_axis_and_stand_beside_simpler_models_of_the
     assert references - set(words(figures.draw_accuracy(other))) == {"range of 2 seeds"}
     its = record | {"config": record["config"] | {"seed": 7, "report_to": "tensorboard"}}
     assert references <= set(words(figures.draw_accuracy(its)))
-    its = record | {"base": record["base"] | {"weights_sha256": "another"}}
-    assert references & set(words(figures.draw_accuracy(its))) == {"linear model, all rows: 0.912"}
+    another = {"base": record["base"] | {"weights_sha256": "another"}}
+    for its in (another, {"config": record["config"] | {"random_base": True}}):
+        assert references & set(words(figures.draw_accuracy(record | its))) == {"linear model, all rows: 0.912"}
     for split in ("validation", "train"):
         data = record["data"] | {"sha256": record["data"]["sha256"] | {split: "other rows"}}
         assert not references & set(words(figures.draw_accuracy(record | {"data": data})))
@@ -155,6 +157,11 @@ def test_a_figure_names_the_run_its_seed_and_its_code(tmp_path, monkeypatch, rec
     draw_figures(["."], tmp_path / "figures")
     source = f"run {tmp_path.name}, seed 7, code {record['environment']['code_sha256'][:10]}"
     assert told == [(f"{tmp_path.name}-{kind}.png", source) for kind in FIGURES]
+
+
+def test_a_figure_of_studies_names_the_code_of_their_runs_and_their_own():
+    part = {"arms": {"x": {"runs": [{"code": "code 1"}, {}]}}, "environment": {"code_sha256": "2" * 64}}
+    assert plots._mark_codes({"a": part, "b": part}, ["a", "b", "absent"]) == "code 1; code 2222222222"
 
 
 def test_the_mean_length_is_of_rows(record):

@@ -31,7 +31,7 @@ def test_a_run_that_goes_on_or_is_made_again_is_compared_bit_by_bit(runs, tiny_c
     changed = load_file(weights)
     next(iter(changed.values())).add_(0.25)
     for module in (gpu, study):  # `train` notices the change itself
-        monkeypatch.setattr(module, "train", lambda *_, **__: {"arithmetic": "float32"})
+        monkeypatch.setattr(module, "train", lambda *_, **__: {"arithmetic": "float32", "environment": {}})
     save_file(changed, weights)
     assert gpu.repeat_runs("tiny")["resumed"] == {"same_bits": False, "largest_difference": pytest.approx(0.25)}
 
@@ -53,11 +53,12 @@ def test_devices_are_compared_by_probability_and_bfloat16_by_label(monkeypatch):
 
 def test_a_whole_run_is_timed_with_random_weights(runs, monkeypatch):
     timing, asked = {"seconds": 60.0, "peak_memory_mib": {"gpu": 1000.0}}, []
-    record = {"arithmetic": "bfloat16", "timing": timing}
+    record = {"arithmetic": "bfloat16", "timing": timing, "environment": {"code_sha256": "a" * 64}}
     monkeypatch.setattr(gpu, "train", lambda config, _, resume: asked.append((config, resume)) or record)
     (row,) = gpu.time_headline(["roberta-base"])["rows"]
     assert asked == [(get_profile("roberta-base", random_base=True), True)]
-    assert row["arithmetic"] == "bfloat16" and (row["seconds"], row["peak_memory_mib"]) == (60.0, 1000.0)
+    assert row["arithmetic"] == "bfloat16" and row["code"] == "code aaaaaaaaaa"
+    assert (row["seconds"], row["peak_memory_mib"]) == (60.0, 1000.0)
 
 
 def test_what_takes_a_gpu_is_not_measured_without_one(monkeypatch):

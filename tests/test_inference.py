@@ -117,7 +117,7 @@ def test_columns_are_named_and_an_id_column_is_the_outputs_ID(classifier, tmp_pa
 def test_a_carriage_return_that_nothing_quotes_moves_no_row(classifier, tmp_path):
     """As pandas writes it on Linux; in a file of one column it would pass for the end of a row."""
     pd.DataFrame({"text": ["oil\rprices", "goal"]}).to_csv(tmp_path / "in.csv", index=False, lineterminator="\n")
-    with pytest.raises(InputError, match="row 2: a carriage return ends it, a line feed the first row; quote the text"):
+    with pytest.raises(InputError, match="row 2: it ends in a carriage return, the first row in a line feed; quote"):
         classifier.predict_file(tmp_path / "in.csv", tmp_path / "out.csv", progress=False)
     (tmp_path / "quoted.csv").write_bytes(b'text\n"oil\rprices"\ngoal\n')
     assert classifier.predict_file(tmp_path / "quoted.csv", tmp_path / "out.csv", progress=False) == 2

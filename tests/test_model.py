@@ -225,7 +225,7 @@ def test_a_base_without_the_files_of_its_tokenizer_is_refused(tiny_base, tmp_pat
         load_base(str(base), None)
     for path in (*base.glob("tokenizer*"), *base.glob("vocab*"), *base.glob("merges*")):
         path.unlink()
-    with pytest.raises(InputError, match="has a tokenizer of 5 tokens; its files are missing; restore"):
+    with pytest.raises(InputError, match="base' brings no tokenizer; put its files there"):
         load_base(str(base), None)
 
 

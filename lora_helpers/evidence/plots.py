@@ -36,8 +36,7 @@ def _mark_codes(evidence: dict, parts: list[str]) -> str:
         arms = [arm for group in groups for arm in (group.get("variants") or group.get("arms") or {}).values()]
         marks += [run["code"] for arm in arms for run in arm.get("runs", ()) if "code" in run]
         marks.append(code_mark(part["environment"]))
-    first, *others = dict.fromkeys(marks)
-    return ", ".join([first, *(mark.removeprefix("code ") for mark in others)])
+    return "; ".join(dict.fromkeys(marks))
 
 
 def draw_throughput(evidence: dict) -> Figure:

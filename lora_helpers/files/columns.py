@@ -13,7 +13,7 @@ from ..errors import InputError
 logger = logging.getLogger(__name__)
 
 TEXT = (("text",), ("title", "description"))  # the columns that make the text
-FROM_1 = "if yours count from 1, call the column class"
+FROM_1 = "if yours count from 1, rename the column to `class`"
 LABEL = {("label",): 0, ("class",): 1, ("class index",): 1}  # the one that holds the label -> its number of World
 
 
@@ -73,7 +73,8 @@ class Columns:
             return label
         number = int(value) if value in tuple("01234") else value  # in CSV, and elsewhere at times, a string
         if type(number) is not int or not 0 <= number - self.first < len(LABELS):
-            numbers, way = ("1, 2, 3 or 4", "mend it") if self.first else ("0, 1, 2 or 3", FROM_1)
+            numbers = "1, 2, 3 or 4" if self.first else "0, 1, 2 or 3"
+            way = FROM_1 if number == 4 else "mend or drop it"  # the one that tells
             raise InputError(f"{where}: class {value!r:.40}, wanted {numbers}, or {', '.join(LABELS)}; {way}")
         if self.first == 0:
             self._say("order", f"{where}: classes without names; 0, 1, 2, 3 are read as {', '.join(LABELS)}; {FROM_1}")

@@ -140,8 +140,8 @@ def _csv_records(path: Path) -> Iterator[list[str]]:
                         fault = "a space before a quotation mark; remove it, so that it follows the separator at once"
                         break
                 first_end = first_end or lines[-1][-1]
-                if first_end != "\r" == lines[-1][-1]:
-                    fault = "a carriage return ends it, a line feed the first row; quote the text that holds it"
+                if record and first_end != "\r" == lines[-1][-1]:
+                    fault = "it ends in a carriage return, the first row in a line feed; quote the text that holds it"
                     break
                 yield record
                 lines.clear()

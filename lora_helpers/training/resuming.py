@@ -1,6 +1,7 @@
 """Where a run begins: at step 0, at a checkpoint of the same run, or with the weights of another. `run` asks."""
 
 import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def find_start(output_dir: Path, beginning: Beginning) -> Start | None:
 
 def _open_as_sealed(checkpoint: Path) -> Start:
     """Open a checkpoint unless damaged, renamed or added to: the Trainer would load a `model.safetensors` instead."""
-    path = checkpoint.resolve()
+    path = Path(os.path.realpath(checkpoint))
     found = verify_checkpoint(path, fetch=True, control=True)
     manifest, step = found.manifest, found.manifest["step"]
     if found.unlisted:
@@ -108,12 +109,13 @@ def describe_resumption(start: Start, details: dict) -> dict:
     dropout = details["config"]["base_dropout"] or details["config"]["lora_dropout"]
     here, then = (about | _name_machine(about["environment"]) for about in (details, then))
     effects = {"world_size": dropout and "dropout masks"}
-    effects |= dict.fromkeys(("arithmetic", "processor", "torch", "transformers"), "rounding")
+    effects |= dict.fromkeys(("arithmetic", "torch", "transformers"), "rounding")
     on_cpus = all(each["device"].startswith("CPU") for each in (here, then))  # whose masks threads do not change
+    effects["processor"] = on_cpus and "rounding"
     effects["device"] = "rounding" if on_cpus or not dropout else "dropout masks and rounding"
     for name, effect in effects.items():
         if here[name] != then[name] and effect and then[name]:
-            logger.warning("%s: %s here, %s there; %s will differ", name, here[name], then[name], effect)
+            logger.warning("%s: %s here, %s there; %s may differ", name, here[name], then[name], effect)
     other_data = details["data"]["sha256"] != then["data"]["sha256"]
     before = then.get("resumed_from", {}).get("other_data", False)
     kept = {name: then[name] for name in (*effects, "code")} | {"other_data": other_data or before}
@@ -123,7 +125,8 @@ def describe_resumption(start: Start, details: dict) -> dict:
 
 def _name_machine(environment: dict) -> dict:
     """What a run owes to where and by which code it is computed, as far as its manifest says; else None."""
-    libraries = {name: environment.get("libraries", {}).get(name) for name in ("torch", "transformers")}
+    libraries = {name: environment.get("libraries", {}).get(name, "") for name in ("torch", "transformers")}
+    libraries = {name: version.partition("+")[0] for name, version in libraries.items()}  # +cpu is no other version
     its = {"device": environment["device"], "processor": environment.get("processor")}
     return its | libraries | {"code": code_mark(environment)}
 
