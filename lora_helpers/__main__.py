@@ -57,9 +57,9 @@ def evaluate(checkpoint, data, split, json_file) -> None:
 
     if data not in ("hub", BUNDLED) and not find_folder(data):
         raise InputError(f"--data is {data!r}, wanted hub, bundled or a folder with {split}.csv")
-    source = (AG_NEWS, AG_NEWS_REVISION) if data == "hub" else (data, None)
-    rows = load_split(source[0], split, source[1])
-    scores = evaluate_classifier(_load(checkpoint), rows) | {"data": describe_source(*source), "split": split}
+    name, revision = (AG_NEWS, AG_NEWS_REVISION) if data == "hub" else (data, None)
+    rows = load_split(name, split, revision)
+    scores = evaluate_classifier(_load(checkpoint), rows) | {"data": describe_source(name, revision), "split": split}
     low, high = scores["interval"]
     print(f"accuracy {scores['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}, {scores['examples']} rows)")
     print(f"macro F1 {scores['macro_f1']:.4f}, expected calibration error {scores['calibration']['ece']:.4f}")

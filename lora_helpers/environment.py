@@ -32,6 +32,7 @@ WITHOUT_GPU = 'device="cpu", or CUDA_VISIBLE_DEVICES=-1 in the environment, does
 FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # instruction sets, as torch calls them; the last is ARM's
 INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_vnni", "avx_vnni", "amx_int8", "neon", "i8mm", *FAST_BFLOAT16)
 CODE = ("lora_helpers/**/*.py", "lora_helpers/**/*.json", "requirements.txt")  # what computes
+_FIRST = {}  # what `describe_code` said when this process first asked
 
 
 def environment(device: str | None = None) -> dict:
@@ -55,13 +56,9 @@ def environment(device: str | None = None) -> dict:
 
 def _loaded_code() -> dict:
     """`describe_code` at the first call; not committed if files were edited since, since some may have been loaded then."""
-    first = _first_code()
-    return first if describe_code()["code_sha256"] == first["code_sha256"] else first | {"code_committed": False}
-
-
-@cache
-def _first_code() -> dict:
-    return describe_code()
+    now = describe_code()
+    first = _FIRST.setdefault("code", now)
+    return first if now["code_sha256"] == first["code_sha256"] else first | {"code_committed": False}
 
 
 def describe_code(repository: Path = REPOSITORY) -> dict:

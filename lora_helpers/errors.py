@@ -44,13 +44,13 @@ SYNONYMS = {"lr": "learning_rate", "model": "base_model"}
 
 def nearest(name: str, known) -> str:
     """A hint at the known name that is most like `name`, or means the same; or nothing."""
-    plain = {_plain(each): each for each in known}
-    meant = SYNONYMS.get(_plain(name))
-    close = [meant] if meant in plain else difflib.get_close_matches(_plain(name), plain, n=1)
+    plain = {_as_field(each): each for each in known}
+    meant = SYNONYMS.get(_as_field(name))
+    close = [meant] if meant in plain else difflib.get_close_matches(_as_field(name), plain, n=1)
     return f" (did you mean {plain[close[0]]!r}?)" if close else ""
 
 
-def _plain(name: str) -> str:
+def _as_field(name: str) -> str:
     return name.lstrip("-").replace("-", "_")
 
 

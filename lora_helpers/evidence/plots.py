@@ -32,11 +32,14 @@ def _mark_codes(evidence: dict, parts: list[str]) -> str:
     """Which code computed what a figure shows: of each part that of its runs, and its own."""
     marks = []
     for part in (evidence[name] for name in parts if name in evidence):
-        groups = part.get("sizes", [part])
-        arms = [arm for group in groups for arm in (group.get("variants") or group.get("arms") or {}).values()]
+        arms = (arm for group in part.get("sizes", [part]) for arm in _arms_of(group).values())
         marks += [run["code"] for arm in arms for run in arm.get("runs", ()) if "code" in run]
         marks.append(code_mark(part["environment"]))
     return "; ".join(dict.fromkeys(marks))
+
+
+def _arms_of(part: dict) -> dict[str, dict]:
+    return part.get("variants") or part.get("arms", {})
 
 
 def draw_throughput(evidence: dict) -> Figure:
@@ -55,8 +58,7 @@ def draw_throughput(evidence: dict) -> Figure:
 def draw_studies(evidence: dict) -> Figure:
     """How far `mini-agnews` is ahead of its variants on validation rows: means over paired seeds, 95 % intervals."""
     parts = {title: evidence[name] for name, title in QUESTIONS.items() if name in evidence}
-    arms = {title: part.get("variants") or part["arms"] for title, part in parts.items()}
-    arms = {title: [pair for pair in found.items() if "interval" in pair[1]] for title, found in arms.items()}
+    arms = {title: [pair for pair in _arms_of(part).items() if "interval" in pair[1]] for title, part in parts.items()}
     rows = [len(found) for found in arms.values()]
     looks = {"sharex": True, "squeeze": False, "height_ratios": rows}
     figure, panels = make_axes(size=(6.4, 1.2 + 0.36 * len(rows) + 0.3 * sum(rows)), rows=len(rows), **looks)

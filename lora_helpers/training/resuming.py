@@ -108,11 +108,13 @@ def describe_resumption(start: Start, details: dict) -> dict:
     then = {"world_size": 1, "arithmetic": "float32"} | start.manifest  # true of every manifest that does not say
     dropout = details["config"]["base_dropout"] or details["config"]["lora_dropout"]
     here, then = (about | _name_machine(about["environment"]) for about in (details, then))
-    effects = {"world_size": dropout and "dropout masks"}
-    effects |= dict.fromkeys(("arithmetic", "torch", "transformers"), "rounding")
     on_cpus = all(each["device"].startswith("CPU") for each in (here, then))  # whose masks threads do not change
-    effects["processor"] = on_cpus and "rounding"
-    effects["device"] = "rounding" if on_cpus or not dropout else "dropout masks and rounding"
+    effects = {
+        "world_size": dropout and "dropout masks",
+        **dict.fromkeys(("arithmetic", "torch", "transformers"), "rounding"),
+        "processor": on_cpus and "rounding",
+        "device": "rounding" if on_cpus or not dropout else "dropout masks and rounding",
+    }
     for name, effect in effects.items():
         if here[name] != then[name] and effect and then[name]:
             logger.warning("%s: %s here, %s there; %s may differ", name, here[name], then[name], effect)
@@ -124,7 +126,7 @@ def describe_resumption(start: Start, details: dict) -> dict:
 
 
 def _name_machine(environment: dict) -> dict:
-    """What a run owes to where and by which code it is computed, as far as its manifest says; else None."""
+    """What a run owes to where and by which code it is computed, as far as its manifest says."""
     libraries = {name: environment.get("libraries", {}).get(name, "") for name in ("torch", "transformers")}
     libraries = {name: version.partition("+")[0] for name, version in libraries.items()}  # +cpu is no other version
     its = {"device": environment["device"], "processor": environment.get("processor")}
