@@ -2,7 +2,8 @@
 PYTHON ?= python3
 PROFILE ?= mini
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(INSTALL) --constraint constraints.txt
 EXECUTE := $(BIN)/python -m nbconvert --to notebook --config .ci/notebook.py
 export PROFILE
 
@@ -48,7 +49,7 @@ report: .venv/installed  ## write the records' numbers into README, notebook and
 
 constraints:  ## write constraints.txt anew after a change of the requirements
 	test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
-	$(PIP) -r requirements.txt -r requirements-dev.txt
+	$(INSTALL) -r requirements.txt -r requirements-dev.txt
 	$(BIN)/python tests/pins.py
 
 clean:  ## remove the environment and your runs
@@ -57,9 +58,9 @@ clean:  ## remove the environment and your runs
 .venv/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("Python is too old, wanted 3.11: make PYTHON=python3.11 ...")'
 	test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }  # half of one would pass for whole
-	$(PIP) -c constraints.txt -r requirements.txt
+	$(PIP) -r requirements.txt
 	touch $@
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
-	$(PIP) -c constraints.txt -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	touch $@
